@@ -1,0 +1,203 @@
+"""What pgtasks raises.
+
+::
+
+    PgTasksError
+    ├── ConfigurationError          an app, a task or an option is not usable as written
+    │   ├── NoDsnError              no database was named
+    │   └── TaskExistsError         two functions claim one task name
+    ├── EncodingError               a value that JSON cannot carry (also a ValueError)
+    ├── DecodingError               stored text that is not strict JSON, or not the annotated type
+    ├── UnknownTaskError            no task of that name is registered in this app
+    ├── NotFoundError               no job or bundle has that id (also a LookupError)
+    ├── DuplicateJobError           a job with that task_id exists already
+    ├── JobStateError               the job is not in a state that allows this
+    ├── DatabaseError               the database said no
+    │   ├── ConnectError            no database answered
+    │   └── SchemaError             the schema is missing, older or newer than the code
+    ├── EmbeddedError               the embedded server could not be found, started or reached
+    ├── ResultTimeoutError          get() waited long enough (also a TimeoutError)
+    └── JobFailedError              get() on a job that did not succeed
+        ├── TaskFailedError         it raised; carries type, message and the worker's traceback
+        ├── JobCancelledError       it was cancelled
+        ├── JobExpiredError         its time was over before a worker took it
+        └── MaxRetriesExceededError self.retry() without an exception, and no retry left
+
+Control flow, raised inside a task, and not errors: they derive from BaseException, so that a
+task's own ``except Exception`` cannot swallow them.
+
+::
+
+    BaseException
+    ├── Retry                       run this job again later
+    ├── Reject                      fail this job now, whatever retries are left
+    └── Ignore                      end this job as succeeded, keep no result
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+__all__ = [
+    "ConfigurationError",
+    "ConnectError",
+    "DatabaseError",
+    "DecodingError",
+    "DuplicateJobError",
+    "EmbeddedError",
+    "EncodingError",
+    "Ignore",
+    "JobCancelledError",
+    "JobExpiredError",
+    "JobFailedError",
+    "JobStateError",
+    "MaxRetriesExceededError",
+    "NoDsnError",
+    "NotFoundError",
+    "PgTasksError",
+    "Reject",
+    "ResultTimeoutError",
+    "Retry",
+    "SchemaError",
+    "TaskExistsError",
+    "TaskFailedError",
+    "UnknownTaskError",
+]
+
+
+class PgTasksError(Exception):
+    """The root of everything that pgtasks raises as an error."""
+
+
+class ConfigurationError(PgTasksError):
+    """An app, a task or an option is not usable as written."""
+
+
+class NoDsnError(ConfigurationError):
+    """No database was named, neither by argument nor by environment."""
+
+
+class TaskExistsError(ConfigurationError):
+    """Two functions claim one task name."""
+
+
+class EncodingError(PgTasksError, ValueError):
+    """A value cannot be carried by JSON; the message starts with the path of the value."""
+
+
+class DecodingError(PgTasksError, ValueError):
+    """Stored text is not strict JSON, or does not fit the annotated type."""
+
+
+class UnknownTaskError(PgTasksError):
+    """No task of that name is registered in this app."""
+
+
+class NotFoundError(PgTasksError, LookupError):
+    """No job or bundle has that id."""
+
+
+class DuplicateJobError(PgTasksError):
+    """A job with that ``task_id`` exists already."""
+
+
+class JobStateError(PgTasksError):
+    """The job or bundle is not in a state that allows this."""
+
+
+class DatabaseError(PgTasksError):
+    """The database refused, or is not as it should be."""
+
+
+class ConnectError(DatabaseError):
+    """No database answered under the DSN."""
+
+
+class SchemaError(DatabaseError):
+    """The schema is missing, older than the code needs, or newer than the code knows."""
+
+
+class EmbeddedError(PgTasksError):
+    """The embedded server could not be found, started or reached."""
+
+
+class ResultTimeoutError(PgTasksError, TimeoutError):
+    """``get(timeout=…)`` waited that long, and the job is still not finished."""
+
+
+class JobFailedError(PgTasksError):
+    """A job ended without success."""
+
+
+class TaskFailedError(JobFailedError):
+    """The task raised.
+
+    Args:
+        type_name: the exception's class as ``module.Class`` (builtins without module).
+        message: its text.
+        traceback: the worker's traceback as text, without locals.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
+        super().__init__(type_name, message, traceback)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+class JobCancelledError(JobFailedError):
+    """The job was cancelled; it will not give a result."""
+
+
+class JobExpiredError(JobFailedError):
+    """No worker took the job before it expired."""
+
+
+class MaxRetriesExceededError(JobFailedError):
+    """``self.retry()`` was called without an exception, and no retry is left."""
+
+
+class Retry(BaseException):  # control flow, see above
+    """Run this job again later; raise it from inside a task.
+
+    Args:
+        after: when: seconds or a timedelta from now, or an aware datetime. None: the task's
+            retry schedule says.
+        error: the exception that is the reason, kept in the job's ``attempts``.
+        retries: how many retries the job may use in all, instead of the task's own number.
+            None: the task's own.
+    """
+
+    def __init__(
+        self,
+        after: float | timedelta | datetime | None = None,
+        error: Exception | None = None,
+        *,
+        retries: int | None = None,
+    ) -> None:
+        super().__init__(after, error)
+        self.after = after
+        self.error = error
+        self.retries = retries
+
+
+class Reject(BaseException):  # control flow, see above
+    """Fail this job now, whatever retries are left; raise it from inside a task.
+
+    Args:
+        reason: kept as the job's error message.
+    """
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Ignore(BaseException):  # control flow, see above
+    """End this job as succeeded without a result; raise it from inside a task."""
