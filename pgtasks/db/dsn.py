@@ -1,0 +1,54 @@
+"""Data source names: how a database is named, with what it is connected, how it is shown to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgtasks.db import embedded
+from pgtasks.errors import ConfigurationError
+
+# A connection that went dead is noticed after about 25 s idle, 15 s with data under way.
+DEFAULTS: dict[str, Any] = {
+    "application_name": "pgtasks",
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # ms
+}
+
+
+def conninfo(dsn: str, **more: Any) -> str:
+    """Return what to connect with; ``embedded:`` starts the private server or attaches to it.
+
+    Raises:
+        ConfigurationError: the DSN is not one.
+        EmbeddedError: the private server cannot be started.
+    """
+    address = embedded.attach(dsn) if embedded.is_embedded(dsn) else dsn
+    try:
+        said = conninfo_to_dict(address)
+    except ProgrammingError as error:
+        # libpq's message may quote the DSN, password and all.
+        raise ConfigurationError(
+            "the DSN is not one: expected postgresql://user@host:port/database, 'host=… dbname=…' or embedded:"
+        ) from (None if error else error)
+    return make_conninfo(address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said})
+
+
+def describe(dsn: str) -> str:
+    """Return the DSN for people: where it leads, never a password."""
+    if embedded.is_embedded(dsn):
+        return dsn
+    try:
+        said = conninfo_to_dict(dsn)
+    except ProgrammingError:
+        return "an unreadable DSN"
+    if said.get("service"):
+        return f"service={said['service']}"
+    user = f"{said['user']}@" if said.get("user") else ""
+    port = f":{said['port']}" if said.get("port") else ""
+    return f"postgresql://{user}{said.get('host') or 'localhost'}{port}/{said.get('dbname') or ''}"

@@ -1,0 +1,426 @@
+"""Every operation of the library, as data: a `Statement`, or a generator of several.
+
+No I/O here, no clock and no psycopg: `pgtasks.db.run` drives these, synchronously or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+from pgtasks.db.statements import Copy, Row, Rows, Statement, no_rows
+from pgtasks.errors import JobStateError, NotFoundError
+from pgtasks.ids import id_time
+from pgtasks.job import (
+    Bundle,
+    ClaimedJob,
+    Job,
+    JobError,
+    JobFilter,
+    JobState,
+    NewBundle,
+    NewJob,
+    QueueInfo,
+    Status,
+    WorkerInfo,
+)
+
+T = TypeVar("T")
+Step = Statement[Any] | Copy
+Steps = Generator[Step, Any, T]
+
+# From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
+COPY_FROM = 100
+
+# How many rows one statement deletes or resets at most, so that no transaction grows large.
+BATCH = 1000
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NEW_JOB_FIELDS = tuple(field.name for field in fields(NewJob))
+
+
+class StoredOutcome(NamedTuple):
+    """What is stored of a job's end, or of its way there."""
+
+    state: JobState
+    attempt: int
+    result: str | None
+    error: JobError | None
+
+
+def since(ids: Iterable[str]) -> datetime:
+    """Return a moment before which none of these jobs can have stopped, for pruning partitions.
+
+    An hour is allowed between the clock that made an id and the database's.
+    """
+    moments = [id_time(one) for one in ids]
+    return min((moment - timedelta(hours=1) if moment else EPOCH for moment in moments), default=EPOCH)
+
+
+# Enqueue
+
+
+def enqueue_job(job: NewJob) -> Statement[None]:
+    """Write one job."""
+    return Statement(
+        name="enqueue_job",
+        parameters={name: getattr(job, name) for name in NEW_JOB_FIELDS},
+        read=no_rows,
+    )
+
+
+def enqueue_jobs(jobs: Sequence[NewJob], bundle: NewBundle | None = None) -> Steps[None]:
+    """Write many jobs, and the bundle that they are members of, in one transaction."""
+    if bundle is not None:
+        yield Statement(name="insert_bundle", parameters=asdict(bundle), read=no_rows)
+    if len(jobs) >= COPY_FROM:
+        relative = any(job.delay is not None or job.expires_in is not None or job.start_at for job in jobs)
+        now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
+        yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
+    elif jobs:
+        columns = {name: [getattr(job, name) for job in jobs] for name in NEW_JOB_FIELDS}
+        yield Statement(name="enqueue_jobs", parameters=columns, read=no_rows)
+
+
+def copy_lines(jobs: Sequence[NewJob], now: datetime) -> bytes:
+    r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes."""
+    lines = []
+    for job in jobs:
+        start_at = job.start_at or (now + timedelta(seconds=job.delay) if job.delay else None)
+        expires_at = job.expires_at
+        if expires_at is None and job.expires_in is not None:
+            expires_at = now + timedelta(seconds=job.expires_in)
+        lines.append(
+            f"{job.id}\t{job.queue}\t{job.priority}\t"
+            f"{'scheduled' if start_at and start_at > now else 'ready'}\t"
+            f"{start_at.isoformat() if start_at else _NULL}\t"
+            f"{expires_at.isoformat() if expires_at else _NULL}\t"
+            f"{job.task}\t{_escape(job.args)}\t{_escape(job.kwargs)}\t{_escape(job.options)}\t"
+            f"{_escape(job.origin)}\t{job.parent_id or _NULL}\t{job.root_id or _NULL}\t"
+            f"{job.bundle_id or _NULL}\t{_NULL if job.bundle_index is None else job.bundle_index}\n"
+        )
+    return "".join(lines).encode()
+
+
+_NULL = "\\N"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _escape(text: str | None) -> str:
+    if text is None:
+        return _NULL
+    # Encoded JSON has no raw control characters, so mostly there is nothing to do.
+    return text if text.isalnum() or not _needs_escape(text) else text.translate(_ESCAPES)
+
+
+def _needs_escape(text: str) -> bool:
+    return "\\" in text or "\t" in text or "\n" in text or "\r" in text
+
+
+# Results
+
+
+def get_outcomes(ids: Sequence[str]) -> Statement[dict[str, StoredOutcome]]:
+    """Read state, attempt, result and error of jobs; unknown ids are absent."""
+
+    def read(rows: Rows) -> dict[str, StoredOutcome]:
+        return {
+            id: StoredOutcome(JobState(state), attempt, result, JobError.from_json(error))
+            for id, state, attempt, result, error in rows
+        }
+
+    return Statement(name="get_outcomes", parameters={"ids": list(ids), "since": since(ids)}, read=read)
+
+
+def forget_results(ids: Sequence[str]) -> Statement[None]:
+    """Drop the stored results of finished jobs."""
+    return Statement(name="forget_results", parameters={"ids": list(ids), "since": since(ids)}, read=no_rows)
+
+
+def get_bundle_members(bundle_id: str) -> Statement[list[str]]:
+    """Read the ids of a bundle's members in their order."""
+    return Statement(name="get_bundle_members", parameters={"id": bundle_id}, read=_first_column)
+
+
+def count_bundle_members(bundle_id: str) -> Statement[dict[JobState, int]]:
+    """Count a bundle's members by state."""
+    return Statement(
+        name="count_bundle_members",
+        parameters={"id": bundle_id},
+        read=lambda rows: {JobState(state): count for state, count in rows},
+    )
+
+
+# Look
+
+
+def get_job(id: str) -> Statement[Job]:
+    """Read one job; NotFoundError if there is none."""
+    return Statement(
+        name="get_jobs",
+        parameters={"ids": [id], "since": since([id])},
+        read=lambda rows: Job.from_row(_one(rows, f"no job has the id {id}")),
+    )
+
+
+def list_jobs(filter: JobFilter) -> Statement[list[Job]]:
+    """Read the jobs that fit, newest first."""
+    parameters = {
+        name: getattr(filter, name)
+        for name in (
+            "task",
+            "queue",
+            "origin",
+            "bundle_id",
+            "created_before",
+            "created_after",
+            "started_before",
+            "stopped_before",
+            "error",
+            "before_id",
+            "limit",
+        )
+    }
+    parameters["states"] = None if filter.states is None else [str(state) for state in filter.states]
+    parameters["low_id"], parameters["high_id"] = id_range(filter.id_prefix)
+    return Statement(
+        name="list_jobs", parameters=parameters, read=lambda rows: [Job.from_row(row) for row in rows]
+    )
+
+
+def id_range(prefix: str | None) -> tuple[str | None, str | None]:
+    """Return the first and the last UUID that begin so; ValueError for what no UUID begins with."""
+    if prefix is None:
+        return None, None
+    digits = prefix.replace("-", "").lower()
+    if not digits or len(digits) > 32 or any(digit not in "0123456789abcdef" for digit in digits):
+        raise ValueError(f"an id is made of hexadecimal digits, found {prefix!r}")
+    return digits.ljust(32, "0"), digits.ljust(32, "f")
+
+
+def get_status() -> Steps[Status]:
+    """Count jobs and bundles by state."""
+    rows = yield Statement(name="count_jobs", read=list)
+    running, succeeded, failed = yield Statement(name="count_bundles", read=lambda rows: rows[0])
+    jobs: dict[JobState, int] = dict.fromkeys(JobState, 0)
+    queues: dict[str, dict[JobState, int]] = {}
+    for queue, state, count in rows:
+        jobs[JobState(state)] += count
+        queues.setdefault(queue, {})[JobState(state)] = count
+    return Status(jobs=jobs, queues=queues, bundles={"running": running, "succeeded": succeeded, "failed": failed})
+
+
+def list_bundles(
+    *,
+    ids: Sequence[str] | None = None,
+    type: str | None = None,
+    origin: str | None = None,
+    stopped: bool | None = None,
+    failed: bool | None = None,
+    created_before: datetime | None = None,
+    id_prefix: str | None = None,
+    before_id: str | None = None,
+    limit: int = 100,
+) -> Statement[list[Bundle]]:
+    """Read the bundles that fit, newest first."""
+    low_id, high_id = id_range(id_prefix)
+    return Statement(
+        name="list_bundles",
+        parameters={
+            "ids": None if ids is None else list(ids),
+            "type": type,
+            "origin": origin,
+            "stopped": stopped,
+            "failed": failed,
+            "created_before": created_before,
+            "low_id": low_id,
+            "high_id": high_id,
+            "before_id": before_id,
+            "limit": limit,
+        },
+        read=lambda rows: [Bundle.from_row(row) for row in rows],
+    )
+
+
+def get_bundle(id: str) -> Steps[Bundle]:
+    """Read one bundle; NotFoundError if there is none."""
+    found = yield list_bundles(ids=[id])
+    if not found:
+        raise NotFoundError(f"no bundle has the id {id}")
+    return cast(Bundle, found[0])
+
+
+def list_workers() -> Statement[list[WorkerInfo]]:
+    """Read the registered workers."""
+    return Statement(name="list_workers", read=lambda rows: [WorkerInfo.from_row(row) for row in rows])
+
+
+def list_claimed_jobs(limit: int = 1000) -> Statement[list[ClaimedJob]]:
+    """Read the jobs that workers hold."""
+    return Statement(
+        name="list_claimed_jobs",
+        parameters={"limit": limit},
+        read=lambda rows: [ClaimedJob.from_row(row) for row in rows],
+    )
+
+
+def list_queues() -> Statement[list[QueueInfo]]:
+    """Read the depth of each queue."""
+    return Statement(name="list_queues", read=lambda rows: [QueueInfo.from_row(row) for row in rows])
+
+
+# Control
+
+
+def cancel_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[dict[str, Literal["cancelled", "requested"]]]:
+    """Cancel what waits, and ask running jobs not to be retried; finished ones are left alone."""
+    cancelled = yield from cancel_waiting_jobs(ids, reason)
+    requested: list[str] = yield Statement(name="request_cancel", parameters={"ids": sorted(ids)}, read=_first_column)
+    answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
+    answer.update(dict.fromkeys(cancelled, "cancelled"))
+    return answer
+
+
+def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
+    """Delete jobs: waiting ones are cancelled first, finished ones forgotten; running ones stay."""
+    yield from cancel_waiting_jobs(ids)
+    deleted: list[str] = yield Statement(
+        name="delete_finished", parameters={"ids": list(ids), "since": since(ids)}, read=_first_column
+    )
+    return deleted
+
+
+def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
+    """Cancel what waits among these, and return which."""
+    rows: Rows = yield Statement(name="cancel_waiting", parameters={"ids": sorted(ids), "reason": reason}, read=list)
+    yield from _count("count_down", [(row[1], True) for row in rows])
+    return [row[0] for row in rows]
+
+
+def delete_history(
+    *,
+    states: Sequence[JobState] | None = None,
+    task: str | None = None,
+    queue: str | None = None,
+    origin: str | None = None,
+    stopped_before: datetime | None = None,
+) -> Statement[int]:
+    """Forget up to `BATCH` finished jobs that fit; call again while the answer is `BATCH`."""
+    return Statement(
+        name="delete_history",
+        parameters={
+            "states": None if states is None else [str(state) for state in states],
+            "task": task,
+            "queue": queue,
+            "origin": origin,
+            "stopped_before": stopped_before,
+            "limit": BATCH,
+        },
+        read=_only_value,
+    )
+
+
+def reset_jobs(ids: Sequence[str]) -> Steps[list[str]]:
+    """Make finished jobs ready again from their first attempt; their bundles count them in again.
+
+    Bundles are locked before the jobs are touched, as everywhere.
+    """
+    jobs: list[Job] = yield Statement(
+        name="get_jobs",
+        parameters={"ids": sorted(ids), "since": since(ids)},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+    bundle_ids = sorted({job.bundle_id for job in jobs if job.bundle_id})
+    if bundle_ids:
+        yield Statement(name="lock_bundles", parameters={"ids": bundle_ids}, read=no_rows)
+    rows: Rows = yield Statement(
+        name="reset_finished", parameters={"ids": sorted(ids), "since": since(ids)}, read=list
+    )
+    yield from _count("count_up", [(row[1], row[2]) for row in rows])
+    return [row[0] for row in rows]
+
+
+def reset_job(id: str) -> Steps[None]:
+    """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
+    if not (yield from reset_jobs([id])):
+        job: Job = yield get_job(id)
+        raise JobStateError(f"job {id} is {job.state}: only a finished job can be reset, cancel it first")
+
+
+def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]:
+    """Reset the finished members of bundles, all or only those without success."""
+    members: list[str] = yield Statement(
+        name="get_finished_members",
+        parameters={"ids": list(ids), "unsuccessful": unsuccessful},
+        read=_first_column,
+    )
+    return (yield from reset_jobs(members)) if members else []
+
+
+def cancel_bundles(ids: Sequence[str]) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
+    """Cancel the live members of bundles."""
+    members: list[str] = yield Statement(name="get_live_members", parameters={"ids": list(ids)}, read=_first_column)
+    return (yield from cancel_jobs(members)) if members else {}
+
+
+def delete_bundles(ids: Sequence[str]) -> Statement[list[str]]:
+    """Forget stopped bundles and their members; open ones stay."""
+    return Statement(name="delete_bundles", parameters={"ids": list(ids)}, read=_first_column)
+
+
+def list_stopped_bundles(
+    *, type: str | None = None, origin: str | None = None, stopped_before: datetime | None = None
+) -> Statement[list[str]]:
+    """Read the ids of up to `BATCH` stopped bundles that fit."""
+    return Statement(
+        name="list_stopped_bundles",
+        parameters={"type": type, "origin": origin, "stopped_before": stopped_before, "limit": BATCH},
+        read=_first_column,
+    )
+
+
+def list_waiting_ids(queues: Sequence[str]) -> Statement[list[str]]:
+    """Read the ids of up to `BATCH` jobs that no worker has taken."""
+    return Statement(name="list_waiting_ids", parameters={"queues": list(queues), "limit": BATCH}, read=_first_column)
+
+
+def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[None]:
+    members = [(bundle_id, failed) for bundle_id, failed in counted if bundle_id]
+    if members:
+        bundle_ids, failed = zip(*members, strict=True)
+        yield Statement(
+            name=statement, parameters={"bundle_ids": list(bundle_ids), "failed": list(failed)}, read=no_rows
+        )
+
+
+# Listeners
+
+
+def register_listener(id: str) -> Statement[None]:
+    """Ask workers to tell of stopped jobs; again to renew."""
+    return Statement(name="register_listener", parameters={"id": id}, read=no_rows)
+
+
+def deregister_listener(id: str) -> Statement[None]:
+    """Ask workers no longer."""
+    return Statement(name="deregister_listener", parameters={"id": id}, read=no_rows)
+
+
+# Reading rows
+
+
+def _one(rows: Rows, message: str) -> Row:
+    if not rows:
+        raise NotFoundError(message)
+    return rows[0]
+
+
+def _only_value(rows: Rows) -> Any:
+    return rows[0][0]
+
+
+def _first_column(rows: Rows) -> list[Any]:
+    return [row[0] for row in rows]
+

@@ -1,0 +1,136 @@
+"""The connections of one app's callers: a pool a process, and an asynchronous one a running loop.
+
+Opened at first use. After a fork the child drops what it inherited without closing it, since the
+sockets are the parent's; so gunicorn --preload and a second ``asyncio.run`` both work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from pgtasks.db.dsn import conninfo, describe
+from pgtasks.errors import ConnectError
+
+# How long a call waits for a free connection, or for a database that is away, in seconds.
+WAIT = 10.0
+MAX_SIZE = 10
+
+Connection = psycopg.Connection[Any]
+AsyncConnection = psycopg.AsyncConnection[Any]
+
+
+class Pools:
+    """The pools under one DSN."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._pool: ConnectionPool[Connection] | None = None
+        self._async_pools: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, AsyncConnectionPool[AsyncConnection]
+        ] = weakref.WeakKeyDictionary()
+        self._inherited: list[object] = []  # kept alive, so that no destructor closes the parent's sockets
+
+    def connect(self) -> Connection:
+        """Return a connection of its own, in autocommit mode; the caller closes it."""
+        try:
+            return psycopg.connect(conninfo(self.dsn), autocommit=True)
+        except psycopg.OperationalError as error:
+            raise ConnectError(no_answer(self.dsn, error)) from error
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend a connection in autocommit mode."""
+        pool = self._pool
+        if pool is None or self._pid != os.getpid():
+            pool = self._open()
+        try:
+            with pool.connection() as connection:
+                yield connection
+        except PoolTimeout:
+            with self.connect():  # says why; or the pool was only busy
+                pass
+            raise ConnectError(f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use") from None
+
+    @asynccontextmanager
+    async def aconnection(self) -> AsyncIterator[AsyncConnection]:
+        """Lend an asynchronous connection in autocommit mode."""
+        pool = self._async_pools.get(asyncio.get_running_loop()) if self._pid == os.getpid() else None
+        if pool is None:
+            pool = await self._aopen()
+        try:
+            async with pool.connection() as connection:
+                yield connection
+        except PoolTimeout:
+            await asyncio.to_thread(lambda: self.connect().close())
+            raise ConnectError(f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use") from None
+
+    def close(self) -> None:
+        """Close the synchronous pool; it opens again at the next use."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._pid == os.getpid():
+            pool.close()
+
+    async def aclose(self) -> None:
+        """Close the running loop's pool; it opens again at the next use."""
+        pool = self._async_pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None and self._pid == os.getpid():
+            await pool.close()
+
+    def _open(self) -> ConnectionPool[Connection]:
+        with self._lock:
+            self._drop_inherited()
+            if self._pool is None:
+                self._pool = ConnectionPool(
+                    conninfo(self.dsn),
+                    kwargs={"autocommit": True},
+                    min_size=1,
+                    max_size=MAX_SIZE,
+                    timeout=WAIT,
+                    name="pgtasks",
+                    open=True,
+                )
+            return self._pool
+
+    async def _aopen(self) -> AsyncConnectionPool[AsyncConnection]:
+        with self._lock:
+            self._drop_inherited()
+        address = await asyncio.to_thread(conninfo, self.dsn)  # may start a server
+        loop = asyncio.get_running_loop()
+        pool = self._async_pools.get(loop)
+        if pool is None:
+            pool = self._async_pools[loop] = AsyncConnectionPool(
+                address,
+                kwargs={"autocommit": True},
+                min_size=1,
+                max_size=MAX_SIZE,
+                timeout=WAIT,
+                name="pgtasks",
+                open=False,
+            )
+            await pool.open()
+        return pool
+
+    def _drop_inherited(self) -> None:
+        if self._pid != os.getpid():
+            self._inherited += [self._pool, *self._async_pools.values()]
+            self._pool = None
+            self._async_pools = weakref.WeakKeyDictionary()
+            self._pid = os.getpid()
+
+
+def no_answer(dsn: str, error: BaseException) -> str:
+    """Say in one line that no database answered, and why, without the DSN's password."""
+    reason = str(error).strip().splitlines()
+    return f"no database answered at {describe(dsn)}: {reason[0] if reason else type(error).__name__}"

@@ -1,0 +1,365 @@
+"""What a row is, as frozen data: jobs, their attempts, bundles, workers; and a job not yet written.
+
+Pure: builds these from rows, reads no clock and no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pgtasks import codec
+
+
+class JobState(StrEnum):
+    """Where a job is. The first four are stored, running is derived, the rest is history."""
+
+    BLOCKED = "blocked"  # waits for a bundle
+    SCHEDULED = "scheduled"  # start_at lies ahead
+    PARKED = "parked"  # held back, with a reason
+    READY = "ready"
+    RUNNING = "running"  # ready, and a worker holds it
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    QUARANTINED = "quarantined"  # crashed its process too often
+
+    @property
+    def finished(self) -> bool:
+        """Whether no attempt will follow."""
+        return self in FINISHED
+
+    def celery(self, attempt: int) -> str:
+        """Return Celery's word for this state; attempt tells PENDING from RETRY."""
+        if self is JobState.RUNNING:
+            return "STARTED"
+        if self is JobState.SUCCEEDED:
+            return "SUCCESS"
+        if self in (JobState.FAILED, JobState.QUARANTINED):
+            return "FAILURE"
+        if self in (JobState.CANCELLED, JobState.EXPIRED):
+            return "REVOKED"
+        return "RETRY" if attempt else "PENDING"
+
+
+FINISHED = frozenset(
+    (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.QUARANTINED)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobError:
+    """How an attempt failed: the exception's class as text, its message, the traceback as text."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    args: Sequence[Any] | None = None  # the exception's, if JSON can carry them
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | None) -> JobError | None:
+        """Build one from what is stored; anything odd in there is shown, not refused."""
+        if not value:
+            return None
+        args = value.get("args")
+        return cls(
+            type=str(value.get("type", "")),
+            message=str(value.get("message", "")),
+            traceback=str(value.get("traceback", "")),
+            args=args if isinstance(args, list) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt that ended without finishing the job."""
+
+    attempt: int
+    worker_id: int | None
+    started_at: str | None
+    stopped_at: str | None
+    error: JobError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One request to run a task, as it stands in the database.
+
+    Arguments and result are kept as the JSON text that is stored and decoded on access, so that a job
+    with text that cannot be decoded can still be looked at.
+    """
+
+    id: str
+    task: str
+    queue: str
+    state: JobState
+    priority: int = 0
+    args_json: str = "[]"
+    kwargs_json: str = "{}"
+    attempt: int = 0  # 0: never tried
+    crashes: int = 0
+    created_at: datetime
+    start_at: datetime | None = None
+    expires_at: datetime | None = None
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+    origin: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    bundle_id: str | None = None
+    bundle_index: int | None = None
+    after_bundle_id: str | None = None
+    reason: str | None = None
+    cancel_requested: bool = False
+    worker_id: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    attempts: Sequence[Attempt] = ()
+    result_json: str | None = None
+    error: JobError | None = None
+
+    @property
+    def args(self) -> list[Any]:
+        """The positional arguments; DecodingError if the stored text is not JSON."""
+        value = codec.decode(self.args_json, "args")
+        return value if isinstance(value, list) else [value]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments; DecodingError if the stored text is not JSON."""
+        value = codec.decode(self.kwargs_json, "kwargs")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def result(self) -> Any:
+        """What the task returned; None while there is nothing, or where nothing is kept."""
+        return None if self.result_json is None else codec.decode(self.result_json, "result")
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Job:
+        """Build one from a row of the statements get_jobs and list_jobs."""
+        # fmt: off
+        (
+            id, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args,
+            kwargs, options, origin, parent_id, root_id, bundle_id, bundle_index, after_bundle_id, reason,
+            cancel_requested, crashes, attempts, attempt, worker_id, result, error,
+        ) = row
+        # fmt: on
+        return cls(
+            id=id,
+            task=task,
+            queue=queue,
+            state=JobState(state),
+            priority=priority,
+            args_json=args,
+            kwargs_json=kwargs,
+            attempt=attempt,
+            crashes=crashes,
+            created_at=created_at,
+            start_at=start_at,
+            expires_at=expires_at,
+            started_at=started_at,
+            stopped_at=stopped_at,
+            origin=origin,
+            parent_id=parent_id,
+            root_id=root_id,
+            bundle_id=bundle_id,
+            bundle_index=bundle_index,
+            after_bundle_id=after_bundle_id,
+            reason=reason,
+            cancel_requested=cancel_requested,
+            worker_id=worker_id,
+            options=options or {},
+            attempts=attempts_from_json(attempts),
+            result_json=result,
+            error=JobError.from_json(error),
+        )
+
+
+def attempts_from_json(value: Sequence[Mapping[str, Any]] | None) -> tuple[Attempt, ...]:
+    """Build the record of earlier attempts from what is stored."""
+    return tuple(
+        Attempt(
+            attempt=int(one.get("attempt", 0)),
+            worker_id=one.get("worker_id"),
+            started_at=one.get("started_at"),
+            stopped_at=one.get("stopped_at"),
+            error=JobError.from_json(one.get("error")),
+        )
+        for one in value or ()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Jobs whose common end is tracked; a group makes one."""
+
+    id: str
+    type: str | None
+    origin: str | None
+    total: int
+    remaining: int
+    failed: int
+    created_at: datetime
+    stopped_at: datetime | None
+
+    @property
+    def state(self) -> Literal["running", "succeeded", "failed"]:
+        """Running until the last member is finished; failed if one of them did not succeed."""
+        if self.stopped_at is None:
+            return "running"
+        return "failed" if self.failed else "succeeded"
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Bundle:
+        """Build one from a row of the statement list_bundles."""
+        id, type, origin, total, remaining, failed, created_at, stopped_at = row
+        return cls(
+            id=id,
+            type=type,
+            origin=origin,
+            total=total,
+            remaining=remaining,
+            failed=failed,
+            created_at=created_at,
+            stopped_at=stopped_at,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class NewJob:
+    """A job about to be written. Not frozen: it is made by the ten thousand, and never shared."""
+
+    id: str
+    task: str
+    queue: str
+    args: str = "[]"
+    kwargs: str = "{}"
+    priority: int = 0
+    start_at: datetime | None = None
+    delay: float | None = None  # seconds from the database's now
+    expires_at: datetime | None = None
+    expires_in: float | None = None  # seconds from the database's now
+    options: str | None = None  # JSON
+    origin: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    bundle_id: str | None = None
+    bundle_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBundle:
+    """A bundle about to be written, with its members counted already."""
+
+    id: str
+    total: int
+    type: str | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list: every condition that is not None must hold.
+
+    Attributes:
+        states: any of these states.
+        error: the exception's class as stored, or a part of its message.
+        id_prefix: the first characters of the id.
+        before_id: only ids before this one (ids are ordered by time): the next page.
+        limit: at most so many.
+    """
+
+    states: Sequence[JobState] | None = None
+    task: str | None = None
+    queue: str | None = None
+    origin: str | None = None
+    bundle_id: str | None = None
+    created_before: datetime | None = None
+    created_after: datetime | None = None
+    started_before: datetime | None = None
+    stopped_before: datetime | None = None
+    error: str | None = None
+    id_prefix: str | None = None
+    before_id: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How many jobs and bundles there are in each state."""
+
+    jobs: Mapping[JobState, int]
+    queues: Mapping[str, Mapping[JobState, int]]
+    bundles: Mapping[Literal["running", "succeeded", "failed"], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A worker as it described itself at its last beat."""
+
+    id: int
+    name: str
+    host: str
+    pid: int
+    version: str
+    pool: str
+    concurrency: int
+    queues: Sequence[str]
+    tasks: Sequence[str]
+    state: str
+    idle: bool
+    running: Sequence[str]
+    stats: Mapping[str, Any]
+    started_at: datetime
+    beat_at: datetime
+    beat_age: float  # seconds, by the database's clock
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> WorkerInfo:
+        """Build one from a row of the statement list_workers."""
+        names = cls.__slots__
+        return cls(**dict(zip(names, row, strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueInfo:
+    """Depth of a queue by state, and the wait of its oldest ready job in seconds."""
+
+    name: str
+    ready: int
+    running: int
+    scheduled: int
+    blocked: int
+    parked: int
+    oldest_wait: float | None
+    workers: int
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> QueueInfo:
+        """Build one from a row of the statement list_queues."""
+        return cls(**dict(zip(cls.__slots__, row, strict=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job that a worker holds right now."""
+
+    worker_id: int
+    id: str
+    queue: str
+    task: str
+    args_json: str
+    kwargs_json: str
+    priority: int
+    attempt: int
+    claimed_at: datetime
+    running: bool  # a child has begun it
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> ClaimedJob:
+        """Build one from a row of the statement list_claimed_jobs."""
+        return cls(**dict(zip(cls.__slots__, row, strict=True)))

@@ -1,0 +1,271 @@
+"""Every option: its default, its unit and its rule, in one place.
+
+`TaskOptions` is what ``@app.task(...)`` says, `WorkerOptions` what an operator says. A call may
+override a few of the first, which travel with the job (`call_options`). Celery's spellings are
+translated here, once, and are not known further inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pgtasks.errors import ConfigurationError
+from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
+
+FOREVER = 2**31 - 1
+"""The number of retries that stands for no limit."""
+
+MANUAL_RETRIES = 3
+"""How often ``self.retry()`` works in a task that names no maximum (Celery's default)."""
+
+MANUAL_SCHEDULE = fixed(180.0)
+"""How long ``self.retry()`` waits in a task that names no schedule, in seconds (Celery's default)."""
+
+MAX_CRASHES = 3
+"""A job that took its process down this often is quarantined."""
+
+QUEUE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}")
+
+ExceptionTypes = tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """The options of a task.
+
+    Attributes:
+        name: the task's name; its module and function, if not said.
+        queue: where its jobs go, unless the call says otherwise.
+        priority: higher runs first.
+        retries: how many more attempts may follow the first; None: not said, which is none for
+            an exception, and 3 for ``self.retry()``.
+        retry_schedule: when; see `pgtasks.retry`. None: not said.
+        retry_for: exceptions that are retried.
+        no_retry_for: exceptions that are not, although they are of a class in retry_for.
+        throws: exceptions that are expected: logged without traceback, and raised as themselves by
+            ``get()``.
+        expires: seconds after the call, after which an attempt is no longer begun.
+        ignore_result: store no result.
+        keep_history: False keeps nothing of a job that succeeded.
+        origin: where its jobs come from, for people.
+        bind: the function's first parameter is the task itself.
+        raw: the function receives the `Job` and nothing else.
+    """
+
+    name: str
+    queue: str = "default"
+    priority: int = 0
+    retries: int | None = None
+    retry_schedule: RetrySchedule | None = None
+    retry_for: ExceptionTypes = (Exception,)
+    no_retry_for: ExceptionTypes = ()
+    throws: ExceptionTypes = ()
+    expires: float | None = None
+    ignore_result: bool = False
+    keep_history: bool = True
+    origin: str | None = None
+    bind: bool = False
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        check_task_name(self.name)
+        check_queue_name(self.queue)
+        check_priority(self.priority)
+        if self.retries is not None:
+            check_retries(self.retries)
+        if self.retry_schedule is not None:
+            validate_schedule(self.retry_schedule)
+        for option in ("retry_for", "no_retry_for", "throws"):
+            check_exception_types(option, getattr(self, option))
+        if self.expires is not None:
+            check_seconds("expires", self.expires, least=0)
+        if self.bind and self.raw:
+            raise ConfigurationError(f"task {self.name!r} is both bind and raw: a raw task receives the job only")
+
+    @property
+    def schedule(self) -> RetrySchedule:
+        """The schedule for an exception that is retried."""
+        return expo if self.retry_schedule is None else self.retry_schedule
+
+    @property
+    def stores_result(self) -> bool:
+        """Whether a result is worth encoding."""
+        return not self.ignore_result and self.keep_history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """The options of a worker.
+
+    Attributes:
+        concurrency: how many jobs run at once: the number of children.
+        queues: which queues to serve; None: all that the app's tasks and routes name, and "default".
+        exclude_queues: which of these not to serve.
+        name: what the worker is called; %h is the host, %n its first part, %d the rest.
+        pool: "prefork" forks children; "solo" runs jobs one by one in this very process.
+        poll_interval: the longest time between two looks for work, in seconds. Notifications make
+            a worker look earlier; polling is what it relies on.
+        listen: whether to use notifications at all.
+        grace: how long running jobs may go on after the worker was asked to stop, in seconds.
+        beat: how often a worker renews its lease, in seconds.
+        lease: how long its beat may stand still before others take its jobs, in seconds.
+        claim_batch: how many jobs one claim may take.
+        prefetch: how many jobs may wait for each child at most; how many do follows their measured
+            duration.
+        keep_history_for: how long finished jobs are kept, in seconds.
+    """
+
+    concurrency: int = 1
+    queues: tuple[str, ...] | None = None
+    exclude_queues: tuple[str, ...] = ()
+    name: str = "worker@%h"
+    pool: str = "prefork"
+    poll_interval: float = 1.0
+    listen: bool = True
+    grace: float = 25.0
+    beat: float = 5.0
+    lease: float = 30.0
+    claim_batch: int = 500
+    prefetch: int = 500
+    keep_history_for: float = 7 * 86400.0
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("prefork", "solo"):
+            raise ConfigurationError(f"expected pool 'prefork' or 'solo', found {self.pool!r}")
+        if not isinstance(self.concurrency, int) or not 1 <= self.concurrency <= 1000:
+            raise ConfigurationError(f"concurrency is a number from 1 to 1000, found {self.concurrency!r}")
+        if self.pool == "solo" and self.concurrency != 1:
+            raise ConfigurationError(
+                f"pool 'solo' runs one job at a time, found concurrency {self.concurrency}: "
+                "leave it out, or use pool 'prefork'"
+            )
+        for queue in (*(self.queues or ()), *self.exclude_queues):
+            check_queue_name(queue)
+        if self.queues is not None and not self.queues:
+            raise ConfigurationError("expected at least one queue, found none")
+        check_seconds("poll_interval", self.poll_interval, least=0.01)
+        check_seconds("grace", self.grace, least=0)
+        check_seconds("beat", self.beat, least=0.1)
+        check_seconds("lease", self.lease, least=2 * self.beat)
+        check_seconds("keep_history_for", self.keep_history_for, least=0)
+        for option in ("claim_batch", "prefetch"):
+            if not 1 <= getattr(self, option) <= 10_000:
+                raise ConfigurationError(f"{option} is a number from 1 to 10000, found {getattr(self, option)!r}")
+
+
+def check_queue_name(name: object) -> None:
+    """Raise ConfigurationError for what is no queue name."""
+    if not isinstance(name, str) or not QUEUE_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"queue {name!r} is not a name: begin with a letter or _, go on with letters, digits, _ . -, at most 63"
+        )
+
+
+def check_task_name(name: object) -> None:
+    """Raise ConfigurationError for what is no task name."""
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"task name {name!r} is not a name: begin with a letter or _, go on with letters, digits, "
+            "_ . - : / < >, at most 200"
+        )
+
+
+def check_priority(priority: object) -> None:
+    """Raise ConfigurationError unless this is a whole number that fits PostgreSQL's integer."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
+        raise ConfigurationError(f"priority is a whole number of 32 bits, found {priority!r}")
+
+
+def check_retries(retries: object) -> None:
+    """Raise ConfigurationError unless this is a number of retries."""
+    if not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= FOREVER:
+        raise ConfigurationError(f"retries is a whole number from 0, found {retries!r}")
+
+
+def check_seconds(option: str, value: object, *, least: float) -> None:
+    """Raise ConfigurationError unless this is a finite number of seconds, at least that many."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e10:
+        raise ConfigurationError(f"{option} is a number of seconds, at least {least:g}, found {value!r}")
+
+
+def check_exception_types(option: str, value: object) -> None:
+    """Raise ConfigurationError unless this is a tuple of exception classes."""
+    if not isinstance(value, tuple) or not all(isinstance(one, type) and issubclass(one, BaseException) for one in value):
+        raise ConfigurationError(f"{option} is a tuple of exception classes, found {value!r}")
+
+
+def task_options(name: str, said: Mapping[str, Any]) -> TaskOptions:
+    """Build a task's options from what the decorator was given, in our words or in Celery's.
+
+    Raises:
+        ConfigurationError: an option is unknown, or its value is not one.
+    """
+    options = dict(said)
+    _translate_celery(options)
+    for option in ("retry_for", "no_retry_for", "throws"):
+        if option in options:
+            options[option] = _as_tuple(options[option])
+    known = {field.name for field in fields(TaskOptions)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigurationError(
+            f"task {name!r} has no option {unknown[0]!r}: the options are {', '.join(sorted(known - {'name'}))}"
+        )
+    return TaskOptions(name=name, **options)
+
+
+# Celery's options that change nothing here: results and states are always kept, errors always stored,
+# JSON is the only serializer, and a task that its worker lost is always run again.
+CELERY_IGNORED = {
+    "track_started": (True, False),
+    "store_errors_even_if_ignored": (True, False),
+    "serializer": ("json", None),
+    "compression": (None,),
+    "typing": (True,),
+    "pydantic": (True, False),
+    "acks_late": (True,),
+    "acks_on_failure_or_timeout": (True,),
+    "reject_on_worker_lost": (True, None),
+    "send_events": (True, False),
+}
+
+
+def _translate_celery(options: dict[str, Any]) -> None:
+    """Replace Celery's spellings by ours; what has no meaning here is checked and dropped."""
+    for option, accepted in CELERY_IGNORED.items():
+        if option in options:
+            value = options.pop(option)
+            if value not in accepted:
+                raise ConfigurationError(
+                    f"{option}={value!r} is not supported: expected {' or '.join(map(repr, accepted))}, or leave it out"
+                )
+    if "max_retries" in options:
+        maximum = options.pop("max_retries")
+        options["retries"] = FOREVER if maximum is None else maximum
+        # In Celery a maximum alone retries nothing: self.retry() or autoretry_for does.
+        options.setdefault("retry_for", ())
+    if "autoretry_for" in options:
+        options["retry_for"] = options.pop("autoretry_for")
+        options.setdefault("retries", MANUAL_RETRIES)
+    if "dont_autoretry_for" in options:
+        options["no_retry_for"] = options.pop("dont_autoretry_for")
+    spelled = ("default_retry_delay", "retry_backoff", "retry_backoff_max", "retry_jitter")
+    schedule = {name: options.pop(name) for name in spelled if name in options}
+    if schedule:
+        options["retry_schedule"] = schedule_from_celery(**schedule)
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, type):
+        return (value,)
+    return tuple(value) if isinstance(value, Sequence) else value
+
+
+def worker_name(pattern: str, host: str) -> str:
+    """Fill in %h (host), %n (its first part) and %d (the rest), as Celery does."""
+    first, _, rest = host.partition(".")
+    return pattern.replace("%h", host).replace("%n", first).replace("%d", rest)

@@ -1,0 +1,400 @@
+"""A task: a registered function, and the ways to call it.
+
+``task(...)`` runs the function here and now. ``delay``, ``apply_async`` and ``apply_at`` write a job;
+``s`` and ``si`` describe a call without making it. The a-prefixed twins hold no logic of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+
+from pgtasks import codec
+from pgtasks.canvas import Signature
+from pgtasks.context import NoRequest, Request, current_app, request_var
+from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Retry
+from pgtasks.ids import new_id, parse_id
+from pgtasks.job import NewJob
+from pgtasks.options import MANUAL_RETRIES, TaskOptions, check_priority, check_queue_name, check_retries, check_seconds
+from pgtasks.parameters import Parameters
+from pgtasks.result import AsyncResult, EagerResult
+
+if TYPE_CHECKING:
+    from pgtasks.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Options of Celery's apply_async that change nothing here.
+CELERY_CALL_IGNORED = frozenset(
+    ("add_to_parent", "retry", "retry_policy", "producer", "publisher", "exchange", "routing_key", "shadow", "track_started")
+)
+
+
+HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+
+
+class Task(Generic[P, R]):
+    """A registered function and its options.
+
+    Subclass it and pass ``base=`` for hooks that run around the attempts of a task: `before_start`,
+    `on_success`, `on_failure`, `on_retry`, `after_return`.
+
+    Args:
+        app: the app that it is registered in.
+        function: what it runs.
+        options: see `TaskOptions`.
+    """
+
+    def __init__(self, app: App, function: Callable[..., Any], options: TaskOptions) -> None:
+        self.app = app
+        self.run = function
+        self.options = options
+        self.parameters = Parameters(function, bound=options.bind)
+        self.connection: Any = None  # where jobs are written, if not by the app's own choice
+        self.__name__ = getattr(function, "__name__", options.name)
+        self.__doc__ = function.__doc__
+        self.__module__ = getattr(function, "__module__", __name__)
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"task {self.name!r} cannot be pickled: pass its name")
+
+    @property
+    def name(self) -> str:
+        """The name that jobs carry."""
+        return self.options.name
+
+    @property
+    def queue(self) -> str:
+        """The queue that its jobs go to by default."""
+        return self.options.queue
+
+    @property
+    def max_retries(self) -> int:
+        """How often ``self.retry()`` works."""
+        return MANUAL_RETRIES if self.options.retries is None else self.options.retries
+
+    # Calling it
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, without a job."""
+        return cast(R, self.run(self, *args, **kwargs) if self.options.bind else self.run(*args, **kwargs))
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Write a job that runs as soon as a worker is free.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+            EncodingError: JSON cannot carry one of them.
+        """
+        return self.app.send(self.new_job(args, kwargs), self.connection)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Write a job that runs as soon as a worker is free; see `delay`."""
+        return await self.app.asend(self.new_job(args, kwargs), self.connection)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """Write a job, with options for this call.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            options: ``task_id`` (a UUID), ``countdown`` (seconds from now) or ``eta`` (an aware
+                datetime), ``expires`` (seconds from now, or an aware datetime), ``queue``,
+                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``.
+
+        Raises:
+            TypeError: the function does not take these arguments, or there is no such option.
+            EncodingError: JSON cannot carry one of the arguments.
+        """
+        connection = options.pop("connection", self.connection)
+        return self.app.send(self.new_job(args, kwargs or {}, options), connection)
+
+    async def aapply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """Write a job, with options for this call; see `apply_async`."""
+        connection = options.pop("connection", self.connection)
+        return await self.app.asend(self.new_job(args, kwargs or {}, options), connection)
+
+    def apply_at(self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Write a job that runs at an aware datetime, or so long from now; never earlier."""
+        return self.app.send(self.new_job(args, kwargs, at(when)), self.connection)
+
+    async def aapply_at(self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Write a job that runs at an aware datetime, or so long from now; see `apply_at`."""
+        return await self.app.asend(self.new_job(args, kwargs, at(when)), self.connection)
+
+    def apply(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, throw: bool = False, **options: Any
+    ) -> EagerResult[R]:
+        """Run the task here and now as a worker would, retries included, without a database.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            throw: raise what it ends with, instead of keeping it in the result.
+            options: as for `apply_async`.
+        """
+        result = self.app.run_eagerly(self.new_job(args, kwargs or {}, options))
+        if throw:
+            result.get()
+        return cast("EagerResult[R]", result)
+
+    def using(self, connection: Any) -> Task[P, R]:
+        """Return this task with its jobs written on a connection, in whose transaction they commit.
+
+        Args:
+            connection: a psycopg connection, synchronous or (for the a-twins) asynchronous.
+        """
+        bound = copy.copy(self)
+        bound.connection = connection
+        return bound
+
+    # Describing a call
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """Describe a call: a signature, for groups."""
+        return Signature(self, args, kwargs)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """Describe a call that takes no further arguments: an immutable signature."""
+        return Signature(self, args, kwargs, immutable=True)
+
+    def signature(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, immutable: bool = False, **options: Any
+    ) -> Signature[R]:
+        """Describe a call with options."""
+        return Signature(self, tuple(args), kwargs or {}, options, immutable=immutable)
+
+    # From inside of an attempt
+
+    @property
+    def request(self) -> Request | NoRequest:
+        """The attempt that runs here; outside of one, ``request.called_directly`` is true."""
+        return request_var.get() or NoRequest()
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+    ) -> Retry:
+        """Raise `Retry`: run this job again later, with the same arguments and the same id.
+
+        Args:
+            args, kwargs: not supported, since a retry is the same job: leave them out.
+            exc: the reason; raised itself when no retry is left.
+            throw: False returns the Retry instead of raising it.
+            eta: when, as an aware datetime.
+            countdown: when, in seconds from now; without both, the task's retry schedule says.
+            max_retries: how many retries to allow, instead of the task's number (else 3).
+
+        Raises:
+            Retry: what tells the worker.
+            MaxRetriesExceededError: no retry is left, and no exc was given.
+        """
+        request = request_var.get()
+        if args is not None or kwargs is not None:
+            raise ConfigurationError("a retry is the same job: it cannot change args or kwargs, start another job instead")
+        if eta is not None and countdown is not None:
+            raise ConfigurationError("expected eta or countdown, found both")
+        if request is None:  # called directly: there is nothing to run again
+            raise exc or sys.exception() or RuntimeError(f"{self.name}: retry() called outside of a job")  # type: ignore[attr-defined,unused-ignore]
+        maximum = self.max_retries if max_retries is None else max_retries
+        if request.retries >= maximum:
+            raise exc or MaxRetriesExceededError(
+                f"{self.name} [{request.id}] was retried {request.retries} times, and {maximum} are allowed"
+            )
+        error = exc if isinstance(exc, Exception) else sys.exception()  # type: ignore[attr-defined,unused-ignore]
+        retry = Retry(
+            eta if eta is not None else countdown,
+            error if isinstance(error, Exception) else None,
+            retries=maximum,
+        )
+        if throw:
+            raise retry
+        return retry
+
+    def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802 (Celery's name)
+        """Return a handle on a job of this task."""
+        return AsyncResult(parse_id(task_id), self.app, self.name)
+
+    # Hooks, in the worker, around each attempt; for subclasses
+
+    has_hooks = False  # whether a subclass has any, so that a plain task pays nothing
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_hooks = any(getattr(cls, hook) is not getattr(Task, hook) for hook in HOOKS)
+
+    def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Run before each attempt; raising fails the attempt."""
+
+    def on_success(self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Run after an attempt that succeeded."""
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+    ) -> None:
+        """Run after an attempt that failed for good; einfo is the traceback as text."""
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+    ) -> None:
+        """Run after an attempt that will be followed by another."""
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str | None
+    ) -> None:
+        """Run after every attempt; status is SUCCESS, FAILURE or RETRY."""
+
+    # The row
+
+    def new_job(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], said: Mapping[str, Any] | None = None
+    ) -> NewJob:
+        """Build the job for a call: bind the arguments, encode them, apply the options."""
+        options = self.options
+        if not options.raw:
+            self.parameters.bind(args, kwargs)
+        job = NewJob(
+            id=new_id(),
+            task=options.name,
+            queue=options.queue,
+            args=codec.encode(args, "args") if args else "[]",
+            kwargs=codec.encode(kwargs, "kwargs") if kwargs else "{}",
+            priority=options.priority,
+            expires_in=options.expires,
+            origin=options.origin,
+        )
+        self.app.route(job)
+        if said:
+            apply_call_options(job, said)
+        request = request_var.get()
+        if request is not None:
+            job.parent_id = request.id
+            job.root_id = request.root_id
+        return job
+
+
+class CoroutineTask(Task[P, R]):
+    """A task whose function is a coroutine function: calling it returns the coroutine."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """Return the function's coroutine, without a job."""
+        return cast(Coroutine[Any, Any, R], super().__call__(*args, **kwargs))
+
+
+def at(when: datetime | timedelta) -> dict[str, Any]:
+    """Return the option that says when: countdown for a timedelta, eta for a datetime."""
+    return {"countdown": when.total_seconds()} if isinstance(when, timedelta) else {"eta": when}
+
+
+def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
+    """Apply the options of one call to the job that it makes.
+
+    Raises:
+        TypeError: there is no such option.
+        ConfigurationError: an option's value is not one.
+    """
+    stored: dict[str, Any] = {}
+    if said.get("countdown") is not None and said.get("eta") is not None:
+        raise ConfigurationError("expected countdown or eta, found both")
+    for option, value in said.items():
+        if value is None or option in CELERY_CALL_IGNORED:
+            continue
+        match option:
+            case "task_id":
+                job.id = parse_id(str(value))
+            case "countdown":
+                job.delay = max(0.0, seconds("countdown", value))
+            case "eta":
+                job.start_at = aware("eta", value)
+            case "expires":
+                if isinstance(value, datetime):
+                    job.expires_at, job.expires_in = aware("expires", value), None
+                else:
+                    job.expires_in = seconds("expires", value)
+            case "queue":
+                check_queue_name(value)
+                job.queue = value
+            case "priority":
+                check_priority(value)
+                job.priority = value
+            case "origin":
+                job.origin = str(value)
+            case "retries":
+                check_retries(value)
+                stored["retries"] = value
+            case "ignore_result":
+                stored["ignore_result"] = bool(value)
+            case "serializer" if value == "json":
+                pass
+            case _:
+                raise TypeError(f"apply_async() has no option {option!r} (found {value!r})")
+    if stored:
+        job.options = codec.encode(stored, "options")
+
+
+def seconds(option: str, value: object) -> float:
+    """Return a number of seconds given as a number or a timedelta; ConfigurationError for anything else."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    check_seconds(option, value, least=float("-inf"))
+    return float(cast(float, value))
+
+
+def aware(option: str, value: object) -> datetime:
+    """Return an aware datetime as it is; ConfigurationError for anything else."""
+    if not isinstance(value, datetime):
+        raise ConfigurationError(f"{option} is an aware datetime, found {value!r}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise ConfigurationError(
+            f"{option} is an aware datetime, found one without a time zone: {value!r}; "
+            f"write datetime.now(UTC) or value.replace(tzinfo=…), now is {datetime.now(UTC):%H:%M} UTC"
+        )
+    return value
+
+
+class SharedTask:
+    """Stands for a task of whatever app is current; made by `shared_task`."""
+
+    def __init__(self, function: Callable[..., Any], said: Mapping[str, Any]) -> None:
+        self._function = function
+        self._said = dict(said)
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def register(self, app: App) -> Task[..., Any]:
+        """Return this task in that app, registered there at the first call."""
+        known = app.shared.get(self)
+        if known is None:
+            known = app.shared[self] = app.task(**self._said)(self._function)
+        return known
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.register(current_app()), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.register(current_app())(*args, **kwargs)
+
+
+# Written at import only, by `shared_task`; each app takes from it what it has not got yet.
+shared_tasks: list[SharedTask] = []

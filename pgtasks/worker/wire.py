@@ -1,0 +1,107 @@
+"""Frames on a pipe between the parent and a child.
+
+A frame is four bytes of length (big-endian) and so many bytes of JSON.
+
+- parent to child: ``[[serial, row], …]``: jobs in the order in which they shall run. The serial is the
+  parent's own number for a job that it holds; the row is what the claim returned, untouched: arguments
+  are opaque text until the child decodes them, so that one bad job harms no other.
+- child to parent: ``[[serial, kind, result, error, delay, started, stopped], …]``: outcomes. The times
+  are seconds of CLOCK_MONOTONIC, which is one clock for all processes of a machine.
+
+End of file from the parent is the order to stop after the jobs that were read; from a child it means
+that the child is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+HEADER = struct.Struct(">I")
+READ_SIZE = 1 << 16
+
+
+def pack(value: object) -> bytes:
+    """Return a frame that carries this value."""
+    return frame(orjson.dumps(value))
+
+
+def frame(body: bytes) -> bytes:
+    """Return a frame of a body that is JSON already."""
+    return HEADER.pack(len(body)) + body
+
+
+class ClaimedRow(NamedTuple):
+    """A job as the statement claim_jobs returns it: columns in its order, JSON and times as they are."""
+
+    id: str
+    seq: int
+    priority: int
+    task: str
+    args: str
+    kwargs: str
+    input: str | None
+    attempt: int
+    crashes: int
+    options: str | None
+    bundle_id: str | None
+    bundle_index: int | None
+    parent_id: str | None
+    root_id: str | None
+    origin: str | None
+    created_at: float  # seconds since 1970
+    start_at: float | None
+    expires_at: float | None
+    expired: bool
+    attempts: str | None
+    queue: str
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Take what was read and yield the value of each frame that is complete by it."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(memoryview(self._buffer)[HEADER.size : end])
+            del self._buffer[:end]
+            yield orjson.loads(body)
+
+
+def read_frame(fd: int) -> Any:
+    """Read one frame, blocking; None at the end of the file."""
+    header = _read_exactly(fd, HEADER.size)
+    if header is None:
+        return None
+    body = _read_exactly(fd, HEADER.unpack(header)[0])
+    return None if body is None else orjson.loads(body)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write everything, blocking."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read_exactly(fd: int, size: int) -> bytes | None:
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,8 @@
+-- The whole schema, for psql: `psql -f schema/pgtasks.sql` installs what `pgtasks migrate` installs.
+\set ON_ERROR_STOP on
+begin;
+\ir migrations/0001_create_tables.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (1, 'create_tables', 1);
+\ir migrations/0002_create_functions.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (2, 'create_functions', 1);
+commit;

@@ -1,0 +1,55 @@
+-- name: enqueue_job
+-- Inserts one job; relative times count from the database's clock.
+insert into pgtasks.job (
+    id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index
+)
+values (
+    %(id)s::uuid, %(queue)s, %(priority)s::integer,
+    case when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then 'scheduled' else 'ready' end,
+    coalesce(%(start_at)s::timestamptz, now() + %(delay)s::float8 * interval '1 second'),
+    coalesce(%(expires_at)s::timestamptz, now() + %(expires_in)s::float8 * interval '1 second'),
+    %(task)s, %(args)s, %(kwargs)s, %(options)s::jsonb, %(origin)s,
+    %(parent_id)s::uuid, %(root_id)s::uuid, %(bundle_id)s::uuid, %(bundle_index)s::integer
+)
+
+-- name: enqueue_jobs
+-- Inserts a batch that travels as arrays, one entry a job.
+insert into pgtasks.job (
+    id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index
+)
+select
+    n.id, n.queue, n.priority,
+    case when n.start_at > now() or n.delay > 0 then 'scheduled' else 'ready' end,
+    coalesce(n.start_at, now() + n.delay * interval '1 second'),
+    coalesce(n.expires_at, now() + n.expires_in * interval '1 second'),
+    n.task, n.args, n.kwargs, n.options, n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index
+from unnest(
+    %(id)s::uuid[], %(queue)s::text[], %(priority)s::integer[], %(start_at)s::timestamptz[], %(delay)s::float8[],
+    %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(task)s::text[], %(args)s::text[], %(kwargs)s::text[],
+    %(options)s::jsonb[], %(origin)s::text[], %(parent_id)s::uuid[], %(root_id)s::uuid[], %(bundle_id)s::uuid[],
+    %(bundle_index)s::integer[]
+) as n (
+    id, queue, priority, start_at, delay, expires_at, expires_in, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index
+)
+
+-- name: copy_jobs
+-- Takes a large batch: columns in the order of operations.COPY_COLUMNS, the state already decided.
+copy pgtasks.job (
+    id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index
+) from stdin
+
+-- name: current_time
+-- The database's clock, which decides what is scheduled and what is late.
+select now()
+
+-- name: insert_bundle
+-- Opens a bundle; one without members has stopped already.
+insert into pgtasks.job_bundle (id, type, origin, total, remaining, stopped_at)
+values (
+    %(id)s::uuid, %(type)s, %(origin)s, %(total)s::integer, %(total)s::integer,
+    case when %(total)s::integer = 0 then now() end
+)

@@ -1,0 +1,101 @@
+-- name: get_jobs
+-- Whole rows by id, live or finished; `since` is an hour before the oldest id's time.
+select
+    id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
+    options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error
+from pgtasks.jobs
+where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since)s::timestamptz)
+
+-- name: list_jobs
+-- Jobs that fit every condition that is not null, newest id first; `before_id` turns the page.
+select
+    id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
+    options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error
+from pgtasks.jobs
+where (%(states)s::text[] is null or state = any(%(states)s::text[]))
+    and (%(task)s::text is null or task = %(task)s)
+    and (%(queue)s::text is null or queue = %(queue)s)
+    and (%(origin)s::text is null or origin = %(origin)s)
+    and (%(bundle_id)s::uuid is null or bundle_id = %(bundle_id)s::uuid)
+    and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+    and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
+    and (%(started_before)s::timestamptz is null or started_at < %(started_before)s)
+    and (%(stopped_before)s::timestamptz is null or stopped_at < %(stopped_before)s)
+    and (%(error)s::text is null or error->>'type' = %(error)s or strpos(error->>'message', %(error)s) > 0)
+    and (%(low_id)s::uuid is null or id >= %(low_id)s::uuid)
+    and (%(high_id)s::uuid is null or id <= %(high_id)s::uuid)
+    and (%(before_id)s::uuid is null or id < %(before_id)s::uuid)
+order by id desc
+limit %(limit)s::integer
+
+-- name: count_jobs
+-- How many jobs are in each state, by queue.
+select queue, state, count(*)
+from pgtasks.jobs
+group by queue, state
+order by queue, state
+
+-- name: count_bundles
+-- How many bundles run, succeeded and failed.
+select
+    count(*) filter (where stopped_at is null),
+    count(*) filter (where stopped_at is not null and failed = 0),
+    count(*) filter (where stopped_at is not null and failed > 0)
+from pgtasks.job_bundle
+
+-- name: list_bundles
+-- Bundles that fit every condition that is not null, newest id first.
+select id::text, type, origin, total, remaining, failed, created_at, stopped_at
+from pgtasks.job_bundle
+where (%(ids)s::uuid[] is null or id = any(%(ids)s::uuid[]))
+    and (%(type)s::text is null or type = %(type)s)
+    and (%(origin)s::text is null or origin = %(origin)s)
+    and (%(stopped)s::boolean is null or (stopped_at is not null) = %(stopped)s)
+    and (%(failed)s::boolean is null or (failed > 0) = %(failed)s)
+    and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
+    and (%(low_id)s::uuid is null or id >= %(low_id)s::uuid)
+    and (%(high_id)s::uuid is null or id <= %(high_id)s::uuid)
+    and (%(before_id)s::uuid is null or id < %(before_id)s::uuid)
+order by id desc
+limit %(limit)s::integer
+
+-- name: list_workers
+-- The workers as they described themselves at their last beat.
+select
+    id, name, host, pid, version, pool, concurrency, queues, tasks, state, idle, running::text[], stats, started_at,
+    beat_at, extract(epoch from now() - beat_at)::float8
+from pgtasks.worker
+order by name, id
+
+-- name: list_claimed_jobs
+-- Jobs that workers hold, with their worker: the way goes over the claims, not over the backlog.
+select
+    c.worker_id, j.id::text, j.queue, j.task, j.args, j.kwargs, j.priority, j.attempt, j.started_at,
+    j.id = any(w.running)
+from pgtasks.claim c
+join pgtasks.worker w on w.id = c.worker_id
+join pgtasks.job j on j.queue = c.queue and j.id = any(c.job_ids) and j.token = c.token
+order by j.started_at, j.id
+limit %(limit)s::integer
+
+-- name: list_queues
+-- Depth of each queue by state, the wait of its oldest ready job in seconds, and how many workers serve it.
+select
+    q.queue,
+    count(*) filter (where j.state = 'ready' and j.token is null),
+    count(*) filter (where j.token is not null),
+    count(*) filter (where j.state = 'scheduled'),
+    count(*) filter (where j.state = 'blocked'),
+    count(*) filter (where j.state = 'parked'),
+    extract(epoch from now() - min(coalesce(j.start_at, j.created_at)) filter (where j.state = 'ready' and j.token is null))::float8,
+    (select count(*) from pgtasks.worker w where q.queue = any(w.queues))
+from (
+    select queue from pgtasks.job
+    union
+    select unnest(queues) from pgtasks.worker
+) as q (queue)
+left join pgtasks.job j on j.queue = q.queue
+group by q.queue
+order by q.queue

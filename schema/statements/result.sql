@@ -1,0 +1,25 @@
+-- name: get_outcomes
+-- State, result and error of jobs; `since` is an hour before the oldest id's time, to prune partitions.
+select id::text, state, attempt, result, error
+from pgtasks.jobs
+where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since)s::timestamptz)
+
+-- name: forget_results
+-- Drops the results of finished jobs; the jobs stay.
+update pgtasks.job_history
+set result = null
+where id = any(%(ids)s::uuid[]) and stopped_at >= %(since)s::timestamptz
+
+-- name: get_bundle_members
+-- The members of a bundle in their order.
+select id::text
+from pgtasks.jobs
+where bundle_id = %(id)s::uuid
+order by bundle_index, id
+
+-- name: count_bundle_members
+-- How many members are in each state.
+select state, count(*)
+from pgtasks.jobs
+where bundle_id = %(id)s::uuid
+group by state

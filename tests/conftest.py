@@ -1,0 +1,3 @@
+"""What all tests may ask for; see ``tests/fixtures``."""
+
+pytest_plugins = ["tests.fixtures.database"]
