@@ -1,0 +1,94 @@
+"""A task queue for Python that needs nothing but PostgreSQL."""
+
+from pgtasks.app import App, shared_task
+from pgtasks.canvas import Signature, group
+from pgtasks.context import current_app, current_job, current_request
+from pgtasks.errors import (
+    ConfigurationError,
+    ConnectError,
+    DatabaseError,
+    DecodingError,
+    DuplicateJobError,
+    EmbeddedError,
+    EncodingError,
+    Ignore,
+    JobCancelledError,
+    JobExpiredError,
+    JobFailedError,
+    JobStateError,
+    MaxRetriesExceededError,
+    NoDsnError,
+    NotFoundError,
+    PgTasksError,
+    Reject,
+    ResultTimeoutError,
+    Retry,
+    SchemaError,
+    TaskExistsError,
+    TaskFailedError,
+    UnknownTaskError,
+)
+from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
+from pgtasks.logs import get_task_logger
+from pgtasks.options import TaskOptions, WorkerOptions
+from pgtasks.result import AsyncResult, EagerResult, GroupResult
+from pgtasks.retry import expo, fixed, linear
+from pgtasks.task import Task
+from pgtasks.version import VERSION as __version__
+
+__all__ = [
+    # The app and its tasks
+    "App",
+    "Task",
+    "TaskOptions",
+    "WorkerOptions",
+    "shared_task",
+    # Calls that are described, and how retries are timed
+    "Signature",
+    "expo",
+    "fixed",
+    "group",
+    "linear",
+    # What was enqueued
+    "AsyncResult",
+    "EagerResult",
+    "GroupResult",
+    # What a row is
+    "Attempt",
+    "Bundle",
+    "Job",
+    "JobError",
+    "JobFilter",
+    "JobState",
+    "Status",
+    # From inside of a task
+    "Ignore",
+    "Reject",
+    "Retry",
+    "current_app",
+    "current_job",
+    "current_request",
+    "get_task_logger",
+    # Errors: see pgtasks.errors for the tree
+    "ConfigurationError",
+    "ConnectError",
+    "DatabaseError",
+    "DecodingError",
+    "DuplicateJobError",
+    "EmbeddedError",
+    "EncodingError",
+    "JobCancelledError",
+    "JobExpiredError",
+    "JobFailedError",
+    "JobStateError",
+    "MaxRetriesExceededError",
+    "NoDsnError",
+    "NotFoundError",
+    "PgTasksError",
+    "ResultTimeoutError",
+    "SchemaError",
+    "TaskExistsError",
+    "TaskFailedError",
+    "UnknownTaskError",
+    "__version__",
+]

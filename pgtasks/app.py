@@ -81,7 +81,9 @@ class App:
         self.routes = routes
         self.known_errors = list(known_errors)
         self._dsn = dsn
-        self._eager = os.environ.get("PGTASKS_EAGER", "") not in ("", "0") if eager is None else eager
+        self._eager = (
+            os.environ.get("PGTASKS_EAGER", "") not in ("", "0") if eager is None else eager
+        )
         self._to_discover: list[tuple[str, str]] = []
         self._job_listeners: list[JobListener] = []
         self._bundle_listeners: list[tuple[str | None, BundleListener]] = []
@@ -125,7 +127,9 @@ class App:
         self, *, bind: Literal[True], **options: Any
     ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
     @overload
-    def task(self, *, raw: Literal[True], **options: Any) -> Callable[[Callable[[Job], R]], Task[..., R]]: ...
+    def task(
+        self, *, raw: Literal[True], **options: Any
+    ) -> Callable[[Callable[[Job], R]], Task[..., R]]: ...
     @overload
     def task(self, **options: Any) -> TaskDecorator: ...
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -147,7 +151,9 @@ class App:
     def _register(self, function: Callable[..., Any], said: Mapping[str, Any]) -> Task[..., Any]:
         options = dict(said)
         asynchronous = inspect.iscoroutinefunction(function)
-        base: type[Task[..., Any]] = options.pop("base", None) or (CoroutineTask if asynchronous else Task)
+        base: type[Task[..., Any]] = options.pop("base", None) or (
+            CoroutineTask if asynchronous else Task
+        )
         if not (isinstance(base, type) and issubclass(base, Task)):
             raise ConfigurationError(f"base is a subclass of pgtasks.Task, found {base!r}")
         name = options.pop("name", None) or task_name(function)
@@ -191,7 +197,9 @@ class App:
             return self.tasks[name]
         except KeyError:
             known = ", ".join(sorted(self.tasks)) or "none"
-            raise UnknownTaskError(f"no task is named {name!r} in app {self.name!r}: found {known}") from None
+            raise UnknownTaskError(
+                f"no task is named {name!r} in app {self.name!r}: found {known}"
+            ) from None
 
     def find_error(self, name: str) -> type[Exception] | None:
         """Return the exception class that is stored under that name, if it is built in or known here."""
@@ -221,7 +229,11 @@ class App:
         if callable(self.routes):
             queue = self.routes(name)
         else:
-            found = (queue for pattern, queue in self.routes.items() if fnmatch.fnmatchcase(name, pattern))
+            found = (
+                queue
+                for pattern, queue in self.routes.items()
+                if fnmatch.fnmatchcase(name, pattern)
+            )
             queue = next(found, None)
         if queue is not None:
             check_queue_name(queue)
@@ -239,14 +251,22 @@ class App:
     # Enqueue
 
     def send_task(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> AsyncResult[Any]:
         """Enqueue a task by its name, which need not be registered here; see `Task.apply_async`."""
         connection = options.pop("connection", None)
         return self.send(self._named_job(name, args, kwargs or {}, options), connection)
 
     async def asend_task(
-        self, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> AsyncResult[Any]:
         """Enqueue a task by its name, which need not be registered here; see `Task.apply_async`."""
         connection = options.pop("connection", None)
@@ -269,7 +289,9 @@ class App:
         apply_call_options(job, options)
         return job
 
-    def enqueue_many(self, jobs: Iterable[Any], *, connection: Any = None) -> list[AsyncResult[Any]]:
+    def enqueue_many(
+        self, jobs: Iterable[Any], *, connection: Any = None
+    ) -> list[AsyncResult[Any]]:
         """Enqueue many signatures in one transaction, without a bundle.
 
         Args:
@@ -286,7 +308,9 @@ class App:
             self.run(operations.enqueue_jobs(kept), connection)
         return [AsyncResult(row.id, self, row.task) for row in rows]
 
-    async def aenqueue_many(self, jobs: Iterable[Any], *, connection: Any = None) -> list[AsyncResult[Any]]:
+    async def aenqueue_many(
+        self, jobs: Iterable[Any], *, connection: Any = None
+    ) -> list[AsyncResult[Any]]:
         """Enqueue many signatures in one transaction, without a bundle; see `enqueue_many`."""
         from pgtasks.db import operations
 
@@ -318,7 +342,9 @@ class App:
             await self.arun(operations.enqueue_job(job), connection)
         return AsyncResult(job.id, self, job.task)
 
-    def send_group(self, jobs: Sequence[NewJob], bundle: NewBundle, connection: Any = None) -> GroupResult[Any]:
+    def send_group(
+        self, jobs: Sequence[NewJob], bundle: NewBundle, connection: Any = None
+    ) -> GroupResult[Any]:
         """Write the members of a bundle and the bundle, unless jobs are run eagerly or ignored here."""
         from pgtasks.db import operations
 
@@ -347,7 +373,9 @@ class App:
     def _kept(self, jobs: Sequence[NewJob], bundle: NewBundle) -> tuple[list[NewJob], NewBundle]:
         kept = [job for job in jobs if not self._ignores(job)]
         if len(kept) < len(jobs):
-            bundle = NewBundle(id=bundle.id, total=len(kept), type=bundle.type, origin=bundle.origin)
+            bundle = NewBundle(
+                id=bundle.id, total=len(kept), type=bundle.type, origin=bundle.origin
+            )
         return kept, bundle
 
     # Modes for tests
@@ -396,7 +424,9 @@ class App:
         ignores = ignoring_var.get()
         return ignores is not None and ignores(job)
 
-    def _eager_group(self, results: Sequence[EagerResult[Any]], bundle: NewBundle) -> GroupResult[Any]:
+    def _eager_group(
+        self, results: Sequence[EagerResult[Any]], bundle: NewBundle
+    ) -> GroupResult[Any]:
         now = datetime.now(UTC)
         ended = Bundle(
             id=bundle.id,
@@ -648,7 +678,11 @@ class App:
         return bool(await self.arun(operations.delete_bundles([parse_id(id)])))
 
     def delete_finished_bundles(
-        self, *, type: str | None = None, origin: str | None = None, stopped_before: datetime | None = None
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        stopped_before: datetime | None = None,
     ) -> int:
         """Delete stopped bundles that fit, with their members, and return how many."""
         from pgtasks.db import operations
@@ -661,7 +695,11 @@ class App:
         return deleted
 
     async def adelete_finished_bundles(
-        self, *, type: str | None = None, origin: str | None = None, stopped_before: datetime | None = None
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        stopped_before: datetime | None = None,
     ) -> int:
         """Delete stopped bundles that fit, with their members, and return how many."""
         from pgtasks.db import operations
@@ -684,7 +722,9 @@ class App:
     def on_bundle_stopped(self, function: BundleListener, /) -> BundleListener: ...
     @overload
     def on_bundle_stopped(self, *, type: str) -> Callable[[BundleListener], BundleListener]: ...
-    def on_bundle_stopped(self, function: BundleListener | None = None, /, *, type: str | None = None) -> Any:
+    def on_bundle_stopped(
+        self, function: BundleListener | None = None, /, *, type: str | None = None
+    ) -> Any:
         """Call ``function(bundle)`` for each bundle that stops, or each of one type; see `listen`."""
 
         def add(decorated: BundleListener) -> BundleListener:
@@ -706,7 +746,9 @@ class App:
         """Call the listeners for what stops from now on, in a thread, until cancelled; see `listen`."""
         ended = False
         try:
-            await asyncio.to_thread(self.listen, stop=lambda: ended or (stop is not None and stop()))
+            await asyncio.to_thread(
+                self.listen, stop=lambda: ended or (stop is not None and stop())
+            )
         finally:
             ended = True
 
@@ -857,8 +899,10 @@ def task_name(function: Callable[..., Any]) -> str:
 def _same_source(known: Callable[..., Any], function: Callable[..., Any]) -> bool:
     """Whether this is the same definition once more: its module was loaded again."""
     old, new = getattr(known, "__code__", None), getattr(function, "__code__", None)
-    return old is not None and new is not None and (
-        (old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno)
+    return (
+        old is not None
+        and new is not None
+        and ((old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno))
     )
 
 
@@ -895,4 +939,3 @@ def _asynchronous(connection: Any) -> Any:
             "use the method without a- with it (task.delay(…))"
         )
     return connection
-

@@ -41,7 +41,9 @@ class Signature(Generic[R]):
     immutable: bool = False
 
     def __repr__(self) -> str:
-        given = [repr(arg) for arg in self.args] + [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        given = [repr(arg) for arg in self.args] + [
+            f"{name}={value!r}" for name, value in self.kwargs.items()
+        ]
         return f"{self.task.name}({', '.join(given)})"
 
     def clone(
@@ -121,7 +123,9 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
             members = cast("list[Signature[R]]", list(signatures))
         for member in members:
             if not isinstance(member, Signature):
-                raise ConfigurationError(f"a group is made of signatures, found {member!r}: write task.s(…)")
+                raise ConfigurationError(
+                    f"a group is made of signatures, found {member!r}: write task.s(…)"
+                )
         self.signatures: Sequence[Signature[R]] = members
 
     def __repr__(self) -> str:
@@ -135,7 +139,12 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
         return iter(self.signatures)
 
     def apply(
-        self, *, type: str | None = None, origin: str | None = None, app: App | None = None, connection: Any = None
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        app: App | None = None,
+        connection: Any = None,
     ) -> GroupResult[R]:
         """Enqueue all members as one bundle, in one transaction.
 
@@ -149,20 +158,35 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
         return app.send_group(*self._rows(type, origin), connection)
 
     async def aapply(
-        self, *, type: str | None = None, origin: str | None = None, app: App | None = None, connection: Any = None
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        app: App | None = None,
+        connection: Any = None,
     ) -> GroupResult[R]:
         """Enqueue all members as one bundle, in one transaction; see `apply`."""
         app = self._app(app)
         return await app.asend_group(*self._rows(type, origin), connection)
 
     def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, connection: Any = None, **options: Any
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        connection: Any = None,
+        **options: Any,
     ) -> GroupResult[R]:
         """Enqueue all members with arguments and options added to each."""
         return group(self._with(args, kwargs, options)).apply(connection=connection)
 
     async def aapply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, connection: Any = None, **options: Any
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        connection: Any = None,
+        **options: Any,
     ) -> GroupResult[R]:
         """Enqueue all members with arguments and options added to each."""
         return await group(self._with(args, kwargs, options)).aapply(connection=connection)
@@ -179,7 +203,9 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
         """Enqueue all members with these arguments added to each."""
         return self.apply_async(args, kwargs)
 
-    def _with(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]) -> list[Signature[R]]:
+    def _with(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]
+    ) -> list[Signature[R]]:
         if not (args or kwargs or options):
             return list(self.signatures)
         return [member.clone(args, kwargs, **options) for member in self.signatures]

@@ -109,7 +109,11 @@ class Request:
     @property
     def delivery_info(self) -> dict[str, Any]:
         """Where the job came in, in Celery's form."""
-        return {"routing_key": self.queue, "priority": self.job.priority, "redelivered": self.crashes > 0}
+        return {
+            "routing_key": self.queue,
+            "priority": self.job.priority,
+            "redelivered": self.crashes > 0,
+        }
 
     @property
     def job(self) -> Job:
@@ -135,7 +139,9 @@ class NoRequest:
 
 request_var: ContextVar[Request | None] = ContextVar("pgtasks_request", default=None)
 eager_var: ContextVar[bool | None] = ContextVar("pgtasks_eager", default=None)
-ignoring_var: ContextVar[Callable[[NewJob], bool] | None] = ContextVar("pgtasks_ignoring", default=None)
+ignoring_var: ContextVar[Callable[[NewJob], bool] | None] = ContextVar(
+    "pgtasks_ignoring", default=None
+)
 app_var: ContextVar[App | None] = ContextVar("pgtasks_app", default=None)
 connection_var: ContextVar[Mapping[int, Any]] = ContextVar("pgtasks_connection", default={})  # noqa: B039 (never written)
 
@@ -155,7 +161,9 @@ def current_job() -> Job:
     """
     request = request_var.get()
     if request is None:
-        raise ConfigurationError("no job runs here: current_job() works inside of a task that a worker runs")
+        raise ConfigurationError(
+            "no job runs here: current_job() works inside of a task that a worker runs"
+        )
     return request.job
 
 

@@ -47,7 +47,13 @@ class JobState(StrEnum):
 
 
 FINISHED = frozenset(
-    (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.QUARANTINED)
+    (
+        JobState.SUCCEEDED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.EXPIRED,
+        JobState.QUARANTINED,
+    )
 )
 
 

@@ -84,7 +84,9 @@ class TaskOptions:
         if self.expires is not None:
             check_seconds("expires", self.expires, least=0)
         if self.bind and self.raw:
-            raise ConfigurationError(f"task {self.name!r} is both bind and raw: a raw task receives the job only")
+            raise ConfigurationError(
+                f"task {self.name!r} is both bind and raw: a raw task receives the job only"
+            )
 
     @property
     def schedule(self) -> RetrySchedule:
@@ -137,7 +139,9 @@ class WorkerOptions:
         if self.pool not in ("prefork", "solo"):
             raise ConfigurationError(f"expected pool 'prefork' or 'solo', found {self.pool!r}")
         if not isinstance(self.concurrency, int) or not 1 <= self.concurrency <= 1000:
-            raise ConfigurationError(f"concurrency is a number from 1 to 1000, found {self.concurrency!r}")
+            raise ConfigurationError(
+                f"concurrency is a number from 1 to 1000, found {self.concurrency!r}"
+            )
         if self.pool == "solo" and self.concurrency != 1:
             raise ConfigurationError(
                 f"pool 'solo' runs one job at a time, found concurrency {self.concurrency}: "
@@ -154,7 +158,9 @@ class WorkerOptions:
         check_seconds("keep_history_for", self.keep_history_for, least=0)
         for option in ("claim_batch", "prefetch"):
             if not 1 <= getattr(self, option) <= 10_000:
-                raise ConfigurationError(f"{option} is a number from 1 to 10000, found {getattr(self, option)!r}")
+                raise ConfigurationError(
+                    f"{option} is a number from 1 to 10000, found {getattr(self, option)!r}"
+                )
 
 
 def check_queue_name(name: object) -> None:
@@ -176,7 +182,11 @@ def check_task_name(name: object) -> None:
 
 def check_priority(priority: object) -> None:
     """Raise ConfigurationError unless this is a whole number that fits PostgreSQL's integer."""
-    if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
+    if (
+        not isinstance(priority, int)
+        or isinstance(priority, bool)
+        or not -(2**31) <= priority < 2**31
+    ):
         raise ConfigurationError(f"priority is a whole number of 32 bits, found {priority!r}")
 
 
@@ -189,12 +199,16 @@ def check_retries(retries: object) -> None:
 def check_seconds(option: str, value: object, *, least: float) -> None:
     """Raise ConfigurationError unless this is a finite number of seconds, at least that many."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e10:
-        raise ConfigurationError(f"{option} is a number of seconds, at least {least:g}, found {value!r}")
+        raise ConfigurationError(
+            f"{option} is a number of seconds, at least {least:g}, found {value!r}"
+        )
 
 
 def check_exception_types(option: str, value: object) -> None:
     """Raise ConfigurationError unless this is a tuple of exception classes."""
-    if not isinstance(value, tuple) or not all(isinstance(one, type) and issubclass(one, BaseException) for one in value):
+    if not isinstance(value, tuple) or not all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in value
+    ):
         raise ConfigurationError(f"{option} is a tuple of exception classes, found {value!r}")
 
 

@@ -143,7 +143,11 @@ class AsyncResult(Generic[R]):
     # Waiting
 
     def get(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait until the job is finished and return its result.
 
@@ -165,7 +169,11 @@ class AsyncResult(Generic[R]):
         return self._give(outcome, propagate)
 
     async def aget(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait until the job is finished and return its result; see `get`."""
         _refuse_inside_task(disable_sync_subtasks)
@@ -251,7 +259,11 @@ class EagerResult(AsyncResult[R]):
         self._attempt = attempt
 
     def get(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Return the result, or raise what the job ended with."""
         if propagate and self._state is not JobState.SUCCEEDED:
@@ -259,7 +271,11 @@ class EagerResult(AsyncResult[R]):
         return cast(R, self._value_or_error(self._look()))
 
     async def aget(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Return the result, or raise what the job ended with."""
         return self.get(timeout, propagate)
@@ -388,7 +404,11 @@ class GroupResult(Generic[R]):
         return bundle.total - bundle.remaining - bundle.failed
 
     def get(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> list[R]:
         """Wait for every member and return the results in order.
 
@@ -405,13 +425,23 @@ class GroupResult(Generic[R]):
         from pgtasks.db import operations
 
         _refuse_inside_task(disable_sync_subtasks)
-        wait(self.app, {self.id}, lambda: True if self.ready() else None, timeout, f"bundle {self.id}")
+        wait(
+            self.app,
+            {self.id},
+            lambda: True if self.ready() else None,
+            timeout,
+            f"bundle {self.id}",
+        )
         results = self.results
         outcomes = self.app.run(operations.get_outcomes([one.id for one in results]))
         return self._give(results, outcomes, propagate)
 
     async def aget(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> list[R]:
         """Wait for every member and return the results in order; see `get`."""
         from pgtasks.db import operations
@@ -437,13 +467,18 @@ class GroupResult(Generic[R]):
         self, results: Sequence[AsyncResult[R]], outcomes: dict[str, StoredOutcome], propagate: bool
     ) -> list[R]:
         # A member of which nothing is kept gives None.
-        return [one._give(outcomes[one.id], propagate) if one.id in outcomes else cast(R, None) for one in results]
+        return [
+            one._give(outcomes[one.id], propagate) if one.id in outcomes else cast(R, None)
+            for one in results
+        ]
 
 
 class EagerGroupResult(GroupResult[R]):
     """The result of a group that ran at once in the caller."""
 
-    def __init__(self, id: str, app: App, results: Sequence[AsyncResult[R]], bundle: Bundle) -> None:
+    def __init__(
+        self, id: str, app: App, results: Sequence[AsyncResult[R]], bundle: Bundle
+    ) -> None:
         super().__init__(id, app, results)
         self._bundle = bundle
 
@@ -456,13 +491,21 @@ class EagerGroupResult(GroupResult[R]):
         return self._bundle
 
     def get(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> list[R]:
         """Return the results in order, or raise what a member ended with."""
         return [one.get(propagate=propagate) for one in self.results]
 
     async def aget(
-        self, timeout: float | None = None, propagate: bool = True, *, disable_sync_subtasks: bool = True
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        disable_sync_subtasks: bool = True,
     ) -> list[R]:
         """Return the results in order, or raise what a member ended with."""
         return self.get(timeout, propagate)
@@ -474,7 +517,9 @@ class EagerGroupResult(GroupResult[R]):
         """Do nothing: the jobs ran already."""
 
 
-def wait(app: App, ids: set[str], look: Callable[[], T | None], timeout: float | None, what: str) -> T:
+def wait(
+    app: App, ids: set[str], look: Callable[[], T | None], timeout: float | None, what: str
+) -> T:
     """Return what ``look`` finds, as soon as it finds something.
 
     Looks first, once the listener is up, whenever one of the ids is told, and now and then.
@@ -510,7 +555,11 @@ def wait(app: App, ids: set[str], look: Callable[[], T | None], timeout: float |
 
 
 async def await_(
-    app: App, ids: set[str], look: Callable[[], Awaitable[T | None]], timeout: float | None, what: str
+    app: App,
+    ids: set[str],
+    look: Callable[[], Awaitable[T | None]],
+    timeout: float | None,
+    what: str,
 ) -> T:
     """Return what ``look`` finds, as soon as it finds something; the twin of `wait`."""
     loop = asyncio.get_running_loop()
@@ -589,7 +638,8 @@ def builtin_error(name: str) -> type[Exception] | None:
 
 
 OWN_ERRORS: dict[str, type[Exception]] = {
-    f"pgtasks.errors.{cls.__name__}": cls for cls in (MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
+    f"pgtasks.errors.{cls.__name__}": cls
+    for cls in (MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
 }
 
 
@@ -597,7 +647,9 @@ def _known(outcomes: dict[str, StoredOutcome], id: str) -> StoredOutcome:
     try:
         return outcomes[id]
     except KeyError:
-        raise NotFoundError(f"no job has the id {id}: it was never enqueued, or its history is gone") from None
+        raise NotFoundError(
+            f"no job has the id {id}: it was never enqueued, or its history is gone"
+        ) from None
 
 
 def _traceback(outcome: StoredOutcome) -> str | None:

@@ -18,7 +18,14 @@ from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
-from pgtasks.options import MANUAL_RETRIES, TaskOptions, check_priority, check_queue_name, check_retries, check_seconds
+from pgtasks.options import (
+    MANUAL_RETRIES,
+    TaskOptions,
+    check_priority,
+    check_queue_name,
+    check_retries,
+    check_seconds,
+)
 from pgtasks.parameters import Parameters
 from pgtasks.result import AsyncResult, EagerResult
 
@@ -30,7 +37,17 @@ R = TypeVar("R")
 
 # Options of Celery's apply_async that change nothing here.
 CELERY_CALL_IGNORED = frozenset(
-    ("add_to_parent", "retry", "retry_policy", "producer", "publisher", "exchange", "routing_key", "shadow", "track_started")
+    (
+        "add_to_parent",
+        "retry",
+        "retry_policy",
+        "producer",
+        "publisher",
+        "exchange",
+        "routing_key",
+        "shadow",
+        "track_started",
+    )
 )
 
 
@@ -85,7 +102,9 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now, without a job."""
-        return cast(R, self.run(self, *args, **kwargs) if self.options.bind else self.run(*args, **kwargs))
+        return cast(
+            R, self.run(self, *args, **kwargs) if self.options.bind else self.run(*args, **kwargs)
+        )
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Write a job that runs as soon as a worker is free.
@@ -126,16 +145,25 @@ class Task(Generic[P, R]):
         connection = options.pop("connection", self.connection)
         return await self.app.asend(self.new_job(args, kwargs or {}, options), connection)
 
-    def apply_at(self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def apply_at(
+        self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncResult[R]:
         """Write a job that runs at an aware datetime, or so long from now; never earlier."""
         return self.app.send(self.new_job(args, kwargs, at(when)), self.connection)
 
-    async def aapply_at(self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    async def aapply_at(
+        self, when: datetime | timedelta, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncResult[R]:
         """Write a job that runs at an aware datetime, or so long from now; see `apply_at`."""
         return await self.app.asend(self.new_job(args, kwargs, at(when)), self.connection)
 
     def apply(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, throw: bool = False, **options: Any
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        throw: bool = False,
+        **options: Any,
     ) -> EagerResult[R]:
         """Run the task here and now as a worker would, retries included, without a database.
 
@@ -171,7 +199,12 @@ class Task(Generic[P, R]):
         return Signature(self, args, kwargs, immutable=True)
 
     def signature(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, immutable: bool = False, **options: Any
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Any,
     ) -> Signature[R]:
         """Describe a call with options."""
         return Signature(self, tuple(args), kwargs or {}, options, immutable=immutable)
@@ -209,11 +242,17 @@ class Task(Generic[P, R]):
         """
         request = request_var.get()
         if args is not None or kwargs is not None:
-            raise ConfigurationError("a retry is the same job: it cannot change args or kwargs, start another job instead")
+            raise ConfigurationError(
+                "a retry is the same job: it cannot change args or kwargs, start another job instead"
+            )
         if eta is not None and countdown is not None:
             raise ConfigurationError("expected eta or countdown, found both")
         if request is None:  # called directly: there is nothing to run again
-            raise exc or sys.exception() or RuntimeError(f"{self.name}: retry() called outside of a job")  # type: ignore[attr-defined,unused-ignore]
+            raise (
+                exc
+                or sys.exception()
+                or RuntimeError(f"{self.name}: retry() called outside of a job")
+            )  # type: ignore[attr-defined,unused-ignore]
         maximum = self.max_retries if max_retries is None else max_retries
         if request.retries >= maximum:
             raise exc or MaxRetriesExceededError(
@@ -244,21 +283,39 @@ class Task(Generic[P, R]):
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Run before each attempt; raising fails the attempt."""
 
-    def on_success(self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def on_success(
+        self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
         """Run after an attempt that succeeded."""
 
     def on_failure(
-        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+        self,
+        exc: BaseException,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str,
     ) -> None:
         """Run after an attempt that failed for good; einfo is the traceback as text."""
 
     def on_retry(
-        self, exc: BaseException, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str
+        self,
+        exc: BaseException,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str,
     ) -> None:
         """Run after an attempt that will be followed by another."""
 
     def after_return(
-        self, status: str, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], einfo: str | None
+        self,
+        status: str,
+        retval: Any,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: str | None,
     ) -> None:
         """Run after every attempt; status is SUCCESS, FAILURE or RETRY."""
 

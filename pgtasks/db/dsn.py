@@ -36,7 +36,9 @@ def conninfo(dsn: str, **more: Any) -> str:
         raise ConfigurationError(
             "the DSN is not one: expected postgresql://user@host:port/database, 'host=… dbname=…' or embedded:"
         ) from (None if error else error)
-    return make_conninfo(address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said})
+    return make_conninfo(
+        address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said}
+    )
 
 
 def describe(dsn: str) -> str:

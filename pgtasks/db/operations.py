@@ -56,7 +56,9 @@ def since(ids: Iterable[str]) -> datetime:
     An hour is allowed between the clock that made an id and the database's.
     """
     moments = [id_time(one) for one in ids]
-    return min((moment - timedelta(hours=1) if moment else EPOCH for moment in moments), default=EPOCH)
+    return min(
+        (moment - timedelta(hours=1) if moment else EPOCH for moment in moments), default=EPOCH
+    )
 
 
 # Enqueue
@@ -76,7 +78,9 @@ def enqueue_jobs(jobs: Sequence[NewJob], bundle: NewBundle | None = None) -> Ste
     if bundle is not None:
         yield Statement(name="insert_bundle", parameters=asdict(bundle), read=no_rows)
     if len(jobs) >= COPY_FROM:
-        relative = any(job.delay is not None or job.expires_in is not None or job.start_at for job in jobs)
+        relative = any(
+            job.delay is not None or job.expires_in is not None or job.start_at for job in jobs
+        )
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
         yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
     elif jobs:
@@ -131,12 +135,16 @@ def get_outcomes(ids: Sequence[str]) -> Statement[dict[str, StoredOutcome]]:
             for id, state, attempt, result, error in rows
         }
 
-    return Statement(name="get_outcomes", parameters={"ids": list(ids), "since": since(ids)}, read=read)
+    return Statement(
+        name="get_outcomes", parameters={"ids": list(ids), "since": since(ids)}, read=read
+    )
 
 
 def forget_results(ids: Sequence[str]) -> Statement[None]:
     """Drop the stored results of finished jobs."""
-    return Statement(name="forget_results", parameters={"ids": list(ids), "since": since(ids)}, read=no_rows)
+    return Statement(
+        name="forget_results", parameters={"ids": list(ids), "since": since(ids)}, read=no_rows
+    )
 
 
 def get_bundle_members(bundle_id: str) -> Statement[list[str]]:
@@ -183,10 +191,14 @@ def list_jobs(filter: JobFilter) -> Statement[list[Job]]:
             "limit",
         )
     }
-    parameters["states"] = None if filter.states is None else [str(state) for state in filter.states]
+    parameters["states"] = (
+        None if filter.states is None else [str(state) for state in filter.states]
+    )
     parameters["low_id"], parameters["high_id"] = id_range(filter.id_prefix)
     return Statement(
-        name="list_jobs", parameters=parameters, read=lambda rows: [Job.from_row(row) for row in rows]
+        name="list_jobs",
+        parameters=parameters,
+        read=lambda rows: [Job.from_row(row) for row in rows],
     )
 
 
@@ -209,7 +221,11 @@ def get_status() -> Steps[Status]:
     for queue, state, count in rows:
         jobs[JobState(state)] += count
         queues.setdefault(queue, {})[JobState(state)] = count
-    return Status(jobs=jobs, queues=queues, bundles={"running": running, "succeeded": succeeded, "failed": failed})
+    return Status(
+        jobs=jobs,
+        queues=queues,
+        bundles={"running": running, "succeeded": succeeded, "failed": failed},
+    )
 
 
 def list_bundles(
@@ -254,7 +270,9 @@ def get_bundle(id: str) -> Steps[Bundle]:
 
 def list_workers() -> Statement[list[WorkerInfo]]:
     """Read the registered workers."""
-    return Statement(name="list_workers", read=lambda rows: [WorkerInfo.from_row(row) for row in rows])
+    return Statement(
+        name="list_workers", read=lambda rows: [WorkerInfo.from_row(row) for row in rows]
+    )
 
 
 def list_claimed_jobs(limit: int = 1000) -> Statement[list[ClaimedJob]]:
@@ -268,16 +286,22 @@ def list_claimed_jobs(limit: int = 1000) -> Statement[list[ClaimedJob]]:
 
 def list_queues() -> Statement[list[QueueInfo]]:
     """Read the depth of each queue."""
-    return Statement(name="list_queues", read=lambda rows: [QueueInfo.from_row(row) for row in rows])
+    return Statement(
+        name="list_queues", read=lambda rows: [QueueInfo.from_row(row) for row in rows]
+    )
 
 
 # Control
 
 
-def cancel_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[dict[str, Literal["cancelled", "requested"]]]:
+def cancel_jobs(
+    ids: Sequence[str], reason: str = "cancelled"
+) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
     """Cancel what waits, and ask running jobs not to be retried; finished ones are left alone."""
     cancelled = yield from cancel_waiting_jobs(ids, reason)
-    requested: list[str] = yield Statement(name="request_cancel", parameters={"ids": sorted(ids)}, read=_first_column)
+    requested: list[str] = yield Statement(
+        name="request_cancel", parameters={"ids": sorted(ids)}, read=_first_column
+    )
     answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
     answer.update(dict.fromkeys(cancelled, "cancelled"))
     return answer
@@ -287,14 +311,18 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     """Delete jobs: waiting ones are cancelled first, finished ones forgotten; running ones stay."""
     yield from cancel_waiting_jobs(ids)
     deleted: list[str] = yield Statement(
-        name="delete_finished", parameters={"ids": list(ids), "since": since(ids)}, read=_first_column
+        name="delete_finished",
+        parameters={"ids": list(ids), "since": since(ids)},
+        read=_first_column,
     )
     return deleted
 
 
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
     """Cancel what waits among these, and return which."""
-    rows: Rows = yield Statement(name="cancel_waiting", parameters={"ids": sorted(ids), "reason": reason}, read=list)
+    rows: Rows = yield Statement(
+        name="cancel_waiting", parameters={"ids": sorted(ids), "reason": reason}, read=list
+    )
     yield from _count("count_down", [(row[1], True) for row in rows])
     return [row[0] for row in rows]
 
@@ -346,7 +374,9 @@ def reset_job(id: str) -> Steps[None]:
     """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
     if not (yield from reset_jobs([id])):
         job: Job = yield get_job(id)
-        raise JobStateError(f"job {id} is {job.state}: only a finished job can be reset, cancel it first")
+        raise JobStateError(
+            f"job {id} is {job.state}: only a finished job can be reset, cancel it first"
+        )
 
 
 def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]:
@@ -361,7 +391,9 @@ def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]
 
 def cancel_bundles(ids: Sequence[str]) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
     """Cancel the live members of bundles."""
-    members: list[str] = yield Statement(name="get_live_members", parameters={"ids": list(ids)}, read=_first_column)
+    members: list[str] = yield Statement(
+        name="get_live_members", parameters={"ids": list(ids)}, read=_first_column
+    )
     return (yield from cancel_jobs(members)) if members else {}
 
 
@@ -376,14 +408,23 @@ def list_stopped_bundles(
     """Read the ids of up to `BATCH` stopped bundles that fit."""
     return Statement(
         name="list_stopped_bundles",
-        parameters={"type": type, "origin": origin, "stopped_before": stopped_before, "limit": BATCH},
+        parameters={
+            "type": type,
+            "origin": origin,
+            "stopped_before": stopped_before,
+            "limit": BATCH,
+        },
         read=_first_column,
     )
 
 
 def list_waiting_ids(queues: Sequence[str]) -> Statement[list[str]]:
     """Read the ids of up to `BATCH` jobs that no worker has taken."""
-    return Statement(name="list_waiting_ids", parameters={"queues": list(queues), "limit": BATCH}, read=_first_column)
+    return Statement(
+        name="list_waiting_ids",
+        parameters={"queues": list(queues), "limit": BATCH},
+        read=_first_column,
+    )
 
 
 def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[None]:
@@ -391,7 +432,9 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
     if members:
         bundle_ids, failed = zip(*members, strict=True)
         yield Statement(
-            name=statement, parameters={"bundle_ids": list(bundle_ids), "failed": list(failed)}, read=no_rows
+            name=statement,
+            parameters={"bundle_ids": list(bundle_ids), "failed": list(failed)},
+            read=no_rows,
         )
 
 
@@ -423,4 +466,3 @@ def _only_value(rows: Rows) -> Any:
 
 def _first_column(rows: Rows) -> list[Any]:
     return [row[0] for row in rows]
-

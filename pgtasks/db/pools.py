@@ -39,7 +39,9 @@ class Pools:
         self._async_pools: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, AsyncConnectionPool[AsyncConnection]
         ] = weakref.WeakKeyDictionary()
-        self._inherited: list[object] = []  # kept alive, so that no destructor closes the parent's sockets
+        self._inherited: list[
+            object
+        ] = []  # kept alive, so that no destructor closes the parent's sockets
 
     def connect(self) -> Connection:
         """Return a connection of its own, in autocommit mode; the caller closes it."""
@@ -60,12 +62,16 @@ class Pools:
         except PoolTimeout:
             with self.connect():  # says why; or the pool was only busy
                 pass
-            raise ConnectError(f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use") from None
+            raise ConnectError(
+                f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use"
+            ) from None
 
     @asynccontextmanager
     async def aconnection(self) -> AsyncIterator[AsyncConnection]:
         """Lend an asynchronous connection in autocommit mode."""
-        pool = self._async_pools.get(asyncio.get_running_loop()) if self._pid == os.getpid() else None
+        pool = (
+            self._async_pools.get(asyncio.get_running_loop()) if self._pid == os.getpid() else None
+        )
         if pool is None:
             pool = await self._aopen()
         try:
@@ -73,7 +79,9 @@ class Pools:
                 yield connection
         except PoolTimeout:
             await asyncio.to_thread(lambda: self.connect().close())
-            raise ConnectError(f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use") from None
+            raise ConnectError(
+                f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use"
+            ) from None
 
     def close(self) -> None:
         """Close the synchronous pool; it opens again at the next use."""
@@ -133,4 +141,6 @@ class Pools:
 def no_answer(dsn: str, error: BaseException) -> str:
     """Say in one line that no database answered, and why, without the DSN's password."""
     reason = str(error).strip().splitlines()
-    return f"no database answered at {describe(dsn)}: {reason[0] if reason else type(error).__name__}"
+    return (
+        f"no database answered at {describe(dsn)}: {reason[0] if reason else type(error).__name__}"
+    )

@@ -62,7 +62,13 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
     if isinstance(signal, Reject):
         return Outcome("failed", error=describe(signal, message=signal.reason, tb=error))
     if isinstance(signal, Retry):
-        maximum = signal.retries if signal.retries is not None else MANUAL_RETRIES if allowed is None else allowed
+        maximum = (
+            signal.retries
+            if signal.retries is not None
+            else MANUAL_RETRIES
+            if allowed is None
+            else allowed
+        )
         reason = signal.error or signal
         if retries_before >= maximum:
             return Outcome("failed", error=describe(reason, tb=signal.error or error))
@@ -96,11 +102,15 @@ def control_flow(error: BaseException) -> Retry | Reject | Ignore | None:
     if isinstance(error, Retry | Reject | Ignore):
         return error
     if isinstance(error, BaseExceptionGroup):
-        return next((found for one in error.exceptions if (found := control_flow(one)) is not None), None)
+        return next(
+            (found for one in error.exceptions if (found := control_flow(one)) is not None), None
+        )
     return None
 
 
-def describe(error: BaseException, *, message: str | None = None, tb: BaseException | None = None) -> dict[str, Any]:
+def describe(
+    error: BaseException, *, message: str | None = None, tb: BaseException | None = None
+) -> dict[str, Any]:
     """Return what is stored of an exception: type, message, traceback (no locals), arguments if JSON.
 
     Args:
@@ -118,7 +128,9 @@ def describe(error: BaseException, *, message: str | None = None, tb: BaseExcept
 
 def type_name(cls: type) -> str:
     """Return the name under which an exception's class is stored: built-in ones without module."""
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def storable(text: str) -> str:

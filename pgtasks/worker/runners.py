@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgtasks.app import App
 
 NO_OPTIONS: dict[str, Any] = {}
+SUCCEEDED_WITHOUT_RESULT = Outcome("succeeded")
 
 
 class Runner:
@@ -106,7 +107,9 @@ def job_from_row(row: ClaimedRow) -> Job:
         bundle_id=row.bundle_id,
         bundle_index=row.bundle_index,
         options=codec.decode(row.options, "options") if row.options else NO_OPTIONS,
-        attempts=attempts_from_json(codec.decode(row.attempts, "attempts") if row.attempts else None),
+        attempts=attempts_from_json(
+            codec.decode(row.attempts, "attempts") if row.attempts else None
+        ),
     )
 
 
@@ -115,7 +118,12 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def run_attempt(
-    task: Task[Any, Any], request: Request, args_json: str, kwargs_json: str, input_json: str | None, await_: Any
+    task: Task[Any, Any],
+    request: Request,
+    args_json: str,
+    kwargs_json: str,
+    input_json: str | None,
+    await_: Any,
 ) -> Outcome:
     """Run one attempt: decode the arguments, rebuild the annotated ones, call, encode the result."""
     options = task.options
@@ -181,7 +189,11 @@ def _stores_result(options: TaskOptions, request: Request) -> bool:
 
 
 def _ended(
-    task: Task[Any, Any], request: Request, outcome: Outcome, error: BaseException | None, value: Any = None
+    task: Task[Any, Any],
+    request: Request,
+    outcome: Outcome,
+    error: BaseException | None,
+    value: Any = None,
 ) -> Outcome:
     """Call the hooks of the task's class; one that raises fails the job, and says so."""
     if not task.has_hooks:
@@ -230,7 +242,14 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
         value = task.parameters.convert_result(codec.decode(outcome.result, "result"))
     info = JobError.from_json(outcome.error)
     return EagerResult(
-        new.id, app, new.task, state=state, value=value, error=None, error_info=info, attempt=attempt
+        new.id,
+        app,
+        new.task,
+        state=state,
+        value=value,
+        error=None,
+        error_info=info,
+        attempt=attempt,
     )
 
 

@@ -1,0 +1,605 @@
+"""The parent: waits for events, tells the ledger, performs its commands. Nothing is decided here.
+
+Single-threaded; one selector over two connections, the children's pipes, and signals. The work
+connection claims, finishes and gives back; the watch connection listens, beats and does upkeep, so that
+a long finish delays no beat. Statements are sent without waiting, pipes are written without blocking.
+
+Signals: TERM or INT drains; the second one, or QUIT, kills the children and gives back what they held.
+USR1 dumps all stacks to stderr. Handlers do nothing but wake the selector.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import os
+import random
+import selectors
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
+
+import orjson
+
+from pgtasks import events
+from pgtasks.errors import PgTasksError
+from pgtasks.worker import ledger as led
+from pgtasks.worker.children import Child, Pool, PreforkPool
+from pgtasks.worker.host import Identity
+from pgtasks.worker.ledger import Batch, Ledger
+from pgtasks.worker.link import Failed, Link, Reply, State, plain_array, text_array
+from pgtasks.worker.upkeep import Upkeep
+from pgtasks.worker.wire import ClaimedRow, pack
+
+if TYPE_CHECKING:
+    from pgtasks.options import WorkerOptions
+
+RECONNECT_FIRST = 0.1  # seconds, doubling with jitter up to…
+RECONNECT_CAP = 5.0
+# How often children are looked at that have something to report behind a long job, in seconds.
+ASK_EVERY = 0.02
+# After the grace period, how long a database that is away is waited for, in seconds.
+GIVE_UP_AFTER = 5.0
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
+
+
+class Parent:
+    """One worker.
+
+    Args:
+        options: see `WorkerOptions`.
+        name: the worker's full name.
+        me: this process.
+        conninfo: what to connect with.
+        queues: which queues to serve.
+        tasks: name -> keeps history of a success, of every task it can run.
+        register: adds the worker to the database and returns its id; blocking.
+        pool: what runs the jobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: WorkerOptions,
+        name: str,
+        me: Identity,
+        conninfo: str,
+        queues: Sequence[str],
+        tasks: Mapping[str, bool],
+        register: Callable[[], int],
+        pool: Pool,
+    ) -> None:
+        self.options = options
+        self.name = name
+        self.queues = tuple(queues)
+        self.tasks = dict(tasks)
+        self.pool = pool
+        self.worker_id = 0
+        self.ledger = Ledger(options, queues, time.monotonic())
+        self._register = register
+        self._known_tasks = text_array(sorted(tasks))
+        self._events: list[led.Event] = []
+        self._selector = selectors.DefaultSelector()
+        self._registered: dict[int, tuple[int, object]] = {}
+        self._work = Link(conninfo)
+        listen = [f'listen "{channel}"' for channel in _channels(queues)] if options.listen else []
+        self._watch = Link(conninfo, listen)
+        self._queue_of = dict(zip(_channels(queues), queues, strict=True))
+        self._retry_at = {self._work: 0.0, self._watch: 0.0}
+        self._backoff = {self._work: RECONNECT_FIRST, self._watch: RECONNECT_FIRST}
+        self._upkeep = Upkeep(
+            self._watch, options, me, queues, sorted(tasks), self._describe, self._on_lease_lost
+        )
+        self._ask_at = 0.0
+        self._wake_read, self._wake_write = os.pipe()
+        self._signals: list[int] = []
+
+    def run(self) -> None:
+        """Work until told to stop, and until then survive what can be survived."""
+        self.start()
+        while self.cycle():
+            pass
+        self.stop()
+
+    def start(self) -> None:
+        """Register, and take over the signals if this is the main thread."""
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self.on_signal)
+            signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(signal.SIGUSR1)
+        self.worker_id = self._upkeep.worker_id = self._register()
+        events.emit("worker.ready", worker=self.name, worker_id=self.worker_id, pid=os.getpid())
+
+    def cycle(self) -> bool:
+        """Wait, tell the ledger what happened, perform what it asks for; False when done."""
+        self.wait()
+        now = time.monotonic()
+        happened, self._events = self._events, []
+        for event in happened:
+            self.ledger.handle(event, now)
+        for command in self.ledger.commands(now):
+            self.perform(command, now)
+        self._upkeep.run(now)
+        self._ask_stuck(now)
+        return not self._finished(now)
+
+    def stop(self) -> None:
+        """Deregister, and close what is open."""
+        self._deregister()
+        for link in (self._work, self._watch):
+            link.close()
+        for child in self.pool.children.values():
+            child.kill()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        events.emit("worker.stopped", worker=self.name, finished=sum(self.ledger.finished.values()))
+
+    def ask_to_stop(self, number: int = signal.SIGTERM) -> None:
+        """Act as if this signal had come; safe from any thread."""
+        self._signals.append(number)
+        os.write(self._wake_write, b"!")
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """Take note of a signal; the selector was woken by its descriptor."""
+        if number != signal.SIGCHLD:
+            self._signals.append(number)
+
+    # Waiting
+
+    def wait(self) -> None:
+        """Wait until something happens or is due, and turn it into events."""
+        now = time.monotonic()
+        for link in (self._work, self._watch):
+            self._keep_up(link, now)
+        self._watch_descriptors()
+        until = min(
+            self.ledger.next_wake(now),
+            self._upkeep.next_due() if self._watch.state is State.UP else now + 1,
+        )
+        for link in (self._work, self._watch):
+            if link.state is State.DOWN:
+                until = min(until, self._retry_at[link])
+        if self._some_may_be_stuck():
+            until = min(until, self._ask_at)
+        ready = self._selector.select(max(0.0, until - now))
+        now = time.monotonic()
+        for key, mask in ready:
+            owner = key.data
+            if owner is None:
+                self._drain_wake_pipe()
+            elif isinstance(owner, Link):
+                self._link_ready(owner, now)
+            elif mask & selectors.EVENT_WRITE:
+                owner.write()
+            else:
+                self._child_ready(owner)
+        for link in (self._work, self._watch):
+            why = link.check(now)
+            if why:
+                self._link_broke(link, why, now)
+        self._reap()
+        while self._signals:
+            number = self._signals.pop(0)
+            events.emit("worker.draining", worker=self.name, signal=signal.Signals(number).name)
+            self._events.append(led.StopAsked(now=number == signal.SIGQUIT))
+
+    def _watch_descriptors(self) -> None:
+        """Bring the selector in line with what is open and what waits to be written."""
+        wanted: dict[int, tuple[int, object]] = {}
+        for link in (self._work, self._watch):
+            if link.state is not State.DOWN:
+                mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.wants_write else 0)
+                wanted[link.fileno()] = (mask, link)
+        for child in self.pool.children.values():
+            if child.outbox >= 0:
+                wanted[child.outbox] = (selectors.EVENT_READ, child)
+            if child.unsent and child.inbox >= 0:
+                wanted[child.inbox] = (selectors.EVENT_WRITE, child)
+        if wanted == self._registered:
+            return
+        # By closing, a descriptor may have come back as another's: take all out that changed.
+        for fd, entry in self._registered.items():
+            if wanted.get(fd) != entry:
+                self._selector.unregister(fd)
+        for fd, (mask, owner) in wanted.items():
+            if self._registered.get(fd) != (mask, owner):
+                self._selector.register(fd, mask, owner)
+        self._registered = wanted
+
+    def _forget_descriptor(self, fd: int) -> None:
+        """Take a descriptor out before it is closed."""
+        if self._registered.pop(fd, None) is not None:
+            self._selector.unregister(fd)
+
+    def _drain_wake_pipe(self) -> None:
+        try:
+            while os.read(self._wake_read, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def _child_ready(self, child: Child) -> None:
+        records = child.read()
+        if records:
+            self._events.append(led.Reported(child.number, records))
+        if child.outbox < 0:  # closed by the read; the selector forgot it with the descriptor
+            self._registered = {
+                fd: entry for fd, entry in self._registered.items() if entry[1] is not child
+            }
+            self._refresh_selector()
+
+    def _refresh_selector(self) -> None:
+        """Build the selector anew: after a descriptor was closed under it."""
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._registered = {}
+
+    def _reap(self) -> None:
+        gone = self.pool.reap()
+        for child, records, cause in gone:
+            if records:
+                self._events.append(led.Reported(child.number, records))
+            self._events.append(led.ChildDied(child.number, child.slate.begun(), cause))
+            if self.ledger.phase is not led.Phase.DRAINING:
+                events.emit("child.died", pid=child.pid, how=cause["message"])
+            child.close()
+        if gone:
+            self._refresh_selector()
+
+    # Connections
+
+    def _keep_up(self, link: Link, now: float) -> None:
+        """Start to connect a link that is down, once its back-off is over."""
+        if link.state is State.DOWN and now >= self._retry_at[link]:
+            why = link.start(now)
+            if why:
+                self._link_broke(link, why, now)
+
+    def _link_ready(self, link: Link, now: float) -> None:
+        before, fd = link.state, link.fileno()
+        why = link.ready(now)
+        if why is not None:
+            self._link_broke(link, why, now)
+            return
+        if link.state is State.UP and before is not State.UP:
+            self._backoff[link] = RECONNECT_FIRST
+            self._link_up(link)
+        if link.state is not State.UP and link.fileno() != fd:
+            self._refresh_selector()
+        for channel in link.notified:
+            self._events.append(led.Woken(self._queue_of.get(channel)))
+        link.notified.clear()
+
+    def _link_up(self, link: Link) -> None:
+        if link is self._work:
+            self._events.append(led.Connected())
+            events.emit("worker.connected", worker=self.name)
+
+    def _link_broke(self, link: Link, why: str, now: float) -> None:
+        self._refresh_selector()
+        self._retry_at[link] = now + self._backoff[link] * random.uniform(0.5, 1.0)
+        self._backoff[link] = min(self._backoff[link] * 2, RECONNECT_CAP)
+        events.emit(
+            "worker.disconnected",
+            worker=self.name,
+            connection="work" if link is self._work else "watch",
+            why=why,
+        )
+        if link is self._work:
+            self._events.append(led.Disconnected())
+
+    # Commands
+
+    def perform(self, command: led.Command, now: float) -> None:
+        """Do what the ledger asks for."""
+        match command:
+            case led.Send(number, jobs):
+                child = self.pool.children.get(number)
+                if child is not None:
+                    child.send(pack([(held.serial, held.row) for held in jobs]))
+            case led.Finish(batch):
+                self._finish(batch, now)
+            case led.Claim():
+                self._claim(command, now)
+            case led.Look():
+                self._look(command, now)
+            case led.Promote(queue):
+                parameters = {"queue": queue, "limit": led.PROMOTE_LIMIT}
+                done = partial(self._on_reply, command, led.Promoted(queue))
+                self._work.submit([("promote_jobs", parameters)], done, now)
+            case led.SetIdle(idle):
+                parameters = {"idle": idle, "worker_id": self.worker_id}
+                done = partial(self._on_reply, command, led.IdleSet(idle))
+                self._work.submit([("set_idle", parameters)], done, now)
+            case led.Release(jobs, claims):
+                self._give_back("release_jobs", command, jobs, claims, now)
+            case led.Crash(jobs, claims):
+                for held in jobs:
+                    events.emit(
+                        "job.crashed",
+                        id=held.row.id,
+                        task=held.row.task,
+                        crashes=held.row.crashes + 1,
+                    )
+                self._give_back("crash_jobs", command, jobs, claims, now)
+            case led.ReleaseLost(known):
+                parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
+                self._work.submit([("release_lost_claims", parameters)], _nothing, now)
+            case led.Spawn():
+                self._spawn()
+            case led.CloseChild(number):
+                if number in self.pool.children:
+                    self.pool.children[number].close_inbox()
+                    self._refresh_selector()
+            case led.KillChild(number):
+                if number in self.pool.children:
+                    self.pool.children[number].kill()
+            case _:
+                assert_never(command)
+
+    def _spawn(self) -> None:
+        private = [
+            link.fileno() for link in (self._work, self._watch) if link.state is not State.DOWN
+        ]
+        private += [self._wake_read, self._wake_write]
+        if isinstance(self._selector, selectors.EpollSelector):
+            private.append(self._selector.fileno())
+        child = self.pool.spawn(private)
+        self._events.append(led.ChildStarted(child.number))
+        events.emit("child.started", pid=child.pid)
+
+    def _claim(self, order: led.Claim, now: float) -> None:
+        token = str(uuid.uuid4())
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                cost = time.monotonic() - now
+                self._events.append(led.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
+            else:
+                self._refused(order, reply)
+
+        self._work.submit(
+            [
+                (
+                    "claim_jobs",
+                    {
+                        "queue": order.queue,
+                        "tasks": self._known_tasks,
+                        "high": plain_array(map(str, order.high)),
+                        "low": plain_array(map(str, order.low)),
+                        "after": plain_array(
+                            "NULL" if one is None else str(one) for one in order.after
+                        ),
+                        "limit": order.limit,
+                        "token": token,
+                        "worker_id": self.worker_id,
+                    },
+                )
+            ],
+            done,
+            now,
+            ClaimedRow._make,
+        )
+
+    def _look(self, command: led.Look, now: float) -> None:
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                found = {queue: (ready, due_in) for queue, ready, due_in in reply}
+                self._events.append(led.Looked(found))
+            else:
+                self._refused(command, reply)
+
+        parameters = {"tasks": self._known_tasks, "queues": list(self.queues)}
+        self._work.submit([("look", parameters)], done, now)
+
+    def _on_reply(
+        self,
+        command: led.Look | led.Claim | led.Promote | led.SetIdle,
+        event: led.Event,
+        reply: Reply,
+    ) -> None:
+        if isinstance(reply, list):
+            self._events.append(event)
+        else:
+            self._refused(command, reply)
+
+    def _refused(
+        self, command: led.Look | led.Claim | led.Promote | led.SetIdle, reply: Reply
+    ) -> None:
+        if isinstance(reply, Failed):
+            events.emit(
+                "worker.refused",
+                statement=type(command).__name__,
+                sqlstate=reply.sqlstate,
+                why=reply.message,
+            )
+        self._events.append(led.Refused(command))
+
+    def _finish(self, batch: Batch, now: float) -> None:
+        ended = batch.ended
+        keep = [
+            "t" if one.kind != "succeeded" or self.tasks.get(one.held.row.task, True) else "f"
+            for one in ended
+        ]
+        parameters = {
+            "queue": text_array(one.held.row.queue for one in ended),
+            "id": plain_array(one.held.row.id for one in ended),
+            "token": plain_array(one.held.token for one in ended),
+            "outcome": plain_array(one.kind for one in ended),
+            "result": text_array(one.result for one in ended),
+            "error": text_array(None if one.error is None else _json(one.error) for one in ended),
+            "delay": plain_array("NULL" if one.delay is None else repr(one.delay) for one in ended),
+            "age": plain_array(
+                "NULL" if one.started is None else repr(now - one.started) for one in ended
+            ),
+            "keep": plain_array(keep),
+            "claims": plain_array(batch.claims),
+        }
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                ids = frozenset(row[0] for row in reply)
+                self._events.append(led.Written(batch, ids))
+                _tell_written(batch, ids)
+            elif isinstance(reply, Failed):
+                events.emit(
+                    "worker.refused", statement="Finish", sqlstate=reply.sqlstate, why=reply.message
+                )
+                reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
+                self._events.append(led.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
+            else:
+                self._events.append(led.Unwritten(batch, "lost", reply.message))
+
+        self._work.submit([("finish_jobs", parameters)], done, now)
+
+    def _give_back(
+        self,
+        statement: str,
+        command: led.Release | led.Crash,
+        jobs: Sequence[led.Held],
+        claims: Sequence[str],
+        now: float,
+    ) -> None:
+        queues: dict[str, list[led.Held]] = {}
+        for held in sorted(jobs, key=lambda held: held.row.id):
+            queues.setdefault(held.row.queue, []).append(held)
+        calls: list[tuple[str, Mapping[str, object]]] = [
+            (
+                statement,
+                {
+                    "queue": queue,
+                    "id": plain_array(held.row.id for held in rows),
+                    "token": plain_array(held.token for held in rows),
+                },
+            )
+            for queue, rows in sorted(queues.items())
+        ]
+        calls.append(("delete_claims", {"claims": plain_array(claims)}))
+
+        def done(reply: Reply) -> None:
+            if not isinstance(reply, list):
+                self._events.append(led.Unreturned(command))
+
+        self._work.submit(calls, done, now)
+
+    # Beats and stuck children
+
+    def _begun(self) -> dict[int, int]:
+        return {number: child.slate.begun() for number, child in self.pool.children.items()}
+
+    def _describe(self) -> tuple[str, list[str], dict[str, Any]]:
+        running = [held.row.id for held in self.ledger.running(self._begun())]
+        state = "draining" if self.ledger.phase is led.Phase.DRAINING else "running"
+        stats = {
+            "finished": self.ledger.finished,
+            "outcomes": self.ledger.ended_by_kind,
+            "late": self.ledger.late,
+            "held": self.ledger.held_count(),
+            "children": [child.pid for child in self.pool.children.values()],
+        }
+        return state, running, stats
+
+    def _on_lease_lost(self) -> None:
+        events.emit("worker.lease_lost", worker=self.name, worker_id=self.worker_id)
+        self._events.append(led.LeaseLost())
+        try:
+            self.worker_id = self._upkeep.worker_id = self._register()
+        except PgTasksError as error:
+            events.emit("worker.refused", statement="register", sqlstate="", why=str(error))
+
+    def _some_may_be_stuck(self) -> bool:
+        return any(child.slate.has_unreported() for child in self.pool.children.values())
+
+    def _ask_stuck(self, now: float) -> None:
+        if now < self._ask_at:
+            return
+        self._ask_at = now + ASK_EVERY
+        for number in self.ledger.stuck(self._begun()):
+            child = self.pool.children[number]
+            if child.slate.has_unreported() and isinstance(self.pool, PreforkPool):
+                child.ask()
+
+    # The end
+
+    def _finished(self, now: float) -> bool:
+        if self.ledger.done:
+            return self._work.state is not State.UP or not self._work.busy
+        deadline = self.ledger.drain_deadline
+        if (
+            deadline is not None
+            and now > deadline + GIVE_UP_AFTER
+            and self._work.state is not State.UP
+        ):
+            events.emit(
+                "worker.gave_up",
+                worker=self.name,
+                why="the database is away; others will rescue its jobs",
+            )
+            return True
+        return False
+
+    def _deregister(self) -> None:
+        if self._work.state is State.UP and self.ledger.done:
+            until = time.monotonic() + 2.0
+            self._work.submit(
+                [("deregister_worker", {"worker_id": self.worker_id})], _nothing, time.monotonic()
+            )
+            while self._work.state is State.UP and self._work.busy and time.monotonic() < until:
+                selector = selectors.SelectSelector()
+                selector.register(self._work.fileno(), selectors.EVENT_READ)
+                selector.select(0.2)
+                self._work.ready(time.monotonic())
+
+
+def _channels(queues: Sequence[str]) -> list[str]:
+    """Return the channels on which workers of these queues are woken; as pgtasks.wake_channel does."""
+    return ["pgtasks_" + hashlib.sha256(queue.encode()).hexdigest()[:40] for queue in queues]
+
+
+def _tell_written(batch: Batch, ids: frozenset[str]) -> None:
+    """Emit what became of the jobs of a batch, as far as anybody listens."""
+    for ended in batch.ended:
+        row = ended.held.row
+        late = row.id not in ids and not batch.again
+        if late:
+            name = "job.late"
+        elif ended.kind == "succeeded":
+            name = "job.finished"
+        else:
+            name = "job.retried" if ended.kind == "retry" else "job.failed"
+        if events.wanted(name):
+            error = ended.error or {}
+            events.emit(
+                name,
+                id=row.id,
+                task=row.task,
+                queue=row.queue,
+                attempt=row.attempt,
+                state=ended.kind,
+                duration=None if ended.started is None else ended.stopped - ended.started,
+                delay=ended.delay,
+                error=f"{error['type']}: {error['message']}" if error else None,
+                traceback=(error.get("traceback") or None) if name == "job.failed" else None,
+            )
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _nothing(reply: Reply) -> None:
+    """Take a reply that changes nothing here."""

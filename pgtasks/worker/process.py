@@ -1,0 +1,225 @@
+"""Starts a worker: in this process (`run_worker`), or beside it (`worker_process`)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import setproctitle
+
+from pgtasks.db import migrations
+from pgtasks.db.dsn import conninfo
+from pgtasks.db.statements import Statement
+from pgtasks.errors import ConfigurationError, PgTasksError
+from pgtasks.options import WorkerOptions, worker_name
+from pgtasks.version import VERSION
+from pgtasks.worker.child import main as child_main
+from pgtasks.worker.children import PreforkPool, SoloPool
+from pgtasks.worker.host import Identity, identity
+from pgtasks.worker.parent import Parent
+
+if TYPE_CHECKING:
+    from pgtasks.app import App
+    from pgtasks.worker.slate import Slate
+
+
+def served_queues(app: App, options: WorkerOptions) -> list[str]:
+    """Return the queues that a worker with these options serves.
+
+    Raises:
+        ConfigurationError: none is left.
+    """
+    queues = list(options.queues) if options.queues is not None else app.queues()
+    served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
+    if not served:
+        raise ConfigurationError(f"no queue is left: {', '.join(queues)} are all excluded")
+    return served
+
+
+def prepare(app: App, options: WorkerOptions) -> Parent:
+    """Check the app and the database, and build the parent; nothing runs yet.
+
+    Raises:
+        ConfigurationError: the app has no tasks.
+        ConnectError: no database answers.
+        SchemaError: the schema is missing or of another version.
+    """
+    app.load()
+    if not app.tasks:
+        raise ConfigurationError(
+            f"app {app.name!r} has no tasks: define some with @app.task, or name the module with them"
+        )
+    me = identity()
+    name = worker_name(options.name, me.host)
+    queues = served_queues(app, options)
+    with app.pools.connect() as connection:
+        migrations.check(connection)
+
+    def run_child(inbox: int, outbox: int, slate: Slate) -> int:
+        setproctitle.setproctitle(f"pgtasks: child of {name}")
+        return child_main(app, name, inbox, outbox, slate, me.pid)
+
+    def run_solo(inbox: int, outbox: int, slate: Slate) -> int:
+        return child_main(app, name, inbox, outbox, slate, os.getppid())
+
+    return Parent(
+        options=options,
+        name=name,
+        me=me,
+        conninfo=conninfo(app.dsn, application_name=f"pgtasks {name}"[:60]),
+        queues=queues,
+        tasks={task.name: task.options.keep_history for task in app.tasks.values()},
+        register=lambda: register(app, options, name, me, queues),
+        pool=SoloPool(run_solo) if options.pool == "solo" else PreforkPool(run_child),
+    )
+
+
+def register(
+    app: App, options: WorkerOptions, name: str, me: Identity, queues: Sequence[str]
+) -> int:
+    """Add the worker and what it knows to the database, and return its id; blocking."""
+    from pgtasks.db.run import run
+
+    tasks = sorted(app.tasks)
+    with app.pools.connect() as connection:
+        run(
+            connection,
+            Statement(
+                name="publish_tasks",
+                parameters={
+                    "name": tasks,
+                    "queue": [app.routed_queue(task) or app.tasks[task].queue for task in tasks],
+                    "priority": [app.tasks[task].options.priority for task in tasks],
+                },
+                read=lambda rows: None,
+            ),
+        )
+        worker_id: int = run(
+            connection,
+            Statement(
+                name="register_worker",
+                parameters={
+                    "name": name,
+                    "host": me.host,
+                    "boot_id": me.boot_id,
+                    "pid_namespace": me.pid_namespace,
+                    "pid": me.pid,
+                    "pid_started_at": me.pid_started_at,
+                    "version": VERSION,
+                    "pool": options.pool,
+                    "concurrency": options.concurrency,
+                    "queues": list(queues),
+                    "tasks": tasks,
+                },
+                read=lambda rows: rows[0][0],
+            ),
+        )
+    return worker_id
+
+
+def run_worker(parent: Parent) -> None:
+    """Work in this process until told to stop."""
+    setproctitle.setproctitle(f"pgtasks: {parent.name} ({','.join(parent.queues)})"[:200])
+    # What was imported so far is shared with the children for as long as nobody touches it.
+    gc.collect()
+    gc.freeze()
+    if isinstance(parent.pool, SoloPool):
+        _run_solo(parent, parent.pool)
+    else:
+        parent.run()
+
+
+def _run_solo(parent: Parent, pool: SoloPool) -> None:
+    ended = threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            parent.run()
+        except BaseException as error:  # noqa: BLE001 (the top of a thread; raised again below)
+            failure.append(error)
+            for child in pool.children.values():
+                child.close_inbox()
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="pgtasks-parent")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda number, frame: parent.ask_to_stop(number))
+    thread.start()
+    pool.run(ended)
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A worker that runs beside this process."""
+
+    pid: int
+
+    def stop(self, grace: float = 30.0) -> int:
+        """Ask it to drain, wait, and return its exit code; kill it after ``grace`` seconds."""
+        os.kill(self.pid, signal.SIGTERM)
+        until = time.monotonic() + grace
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+
+@contextmanager
+def worker_process(app: App, options: WorkerOptions) -> Iterator[WorkerProcess]:
+    """Fork a worker for a block; leaving it drains the worker.
+
+    Raises:
+        PgTasksError: it could not start; the message says why.
+    """
+    app.close()  # so that the fork inherits no connection
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ready)
+        _be_worker(app, options, tell)
+    os.close(tell)
+    with os.fdopen(ready, "rb") as pipe:
+        said = pipe.read().decode()
+    process = WorkerProcess(pid)
+    if said != "ready":
+        os.waitpid(pid, 0)
+        raise PgTasksError(f"the worker could not start: {said or 'it died'}")
+    try:
+        yield process
+    finally:
+        process.stop(options.grace + 10.0)
+
+
+def _be_worker(app: App, options: WorkerOptions, tell: int) -> Any:
+    code = 1
+    try:
+        try:
+            parent = prepare(app, options)
+        except PgTasksError as error:
+            os.write(tell, str(error).encode())
+            return
+        os.write(tell, b"ready")
+        os.close(tell)
+        run_worker(parent)
+        code = 0
+    except BaseException:  # noqa: BLE001 (the top of a process)
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -1,0 +1,191 @@
+"""Small duties of every parent, on its second connection: beat, watch the others, keep the history.
+
+Each duty is due now and then, and correct if several workers do it at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from pgtasks import events
+from pgtasks.options import WorkerOptions
+from pgtasks.worker.host import Identity
+from pgtasks.worker.leases import LeaseWatch
+from pgtasks.worker.link import Call, Link, Reply, State, plain_array
+
+HISTORY_EVERY = 3600.0  # seconds
+PARK_EVERY = 10.0
+PARK_AFTER = 60.0  # an unknown task waits so long for a worker that knows it
+PARK_LIMIT = 1000
+UNPARK_EVERY = 5.0
+LISTENERS_EVERY = 60.0
+
+
+class Upkeep:
+    """The duties of one worker.
+
+    Args:
+        link: the connection for them.
+        options: the worker's.
+        me: this process.
+        queues, tasks: what the worker serves and knows.
+        state: returns what a beat says: the worker's state, the running ids, the statistics.
+        lease_lost: called when others declared this worker dead.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        options: WorkerOptions,
+        me: Identity,
+        queues: Sequence[str],
+        tasks: Sequence[str],
+        state: Callable[[], tuple[str, Sequence[str], Mapping[str, Any]]],
+        lease_lost: Callable[[], None],
+    ) -> None:
+        self.worker_id = 0
+        self._link = link
+        self._options = options
+        self._me = me
+        self._queues = queues
+        self._tasks = tasks
+        self._state = state
+        self._lease_lost = lease_lost
+        self._leases = LeaseWatch(options.lease, gap=2 * options.beat + 1.0)
+        self._due: dict[Callable[[float], None], float] = dict.fromkeys(
+            (self.beat, self.watch, self.maintain, self.park, self.unpark, self.forget_listeners),
+            0.0,
+        )
+
+    def next_due(self) -> float:
+        """Return the monotonic moment of the next duty."""
+        return min(self._due.values())
+
+    def run(self, now: float) -> None:
+        """Do what is due, while the connection is up."""
+        if self._link.state is not State.UP:
+            return
+        for duty, due in self._due.items():
+            if due <= now:
+                duty(now)
+
+    def _again(self, duty: Callable[[float], None], now: float, seconds: float) -> None:
+        # A little jitter, so that workers started together do not stay in step.
+        self._due[duty] = now + seconds * random.uniform(0.9, 1.0)
+
+    # Leases
+
+    def beat(self, now: float) -> None:
+        """Renew the lease, and say what runs."""
+        state, running, stats = self._state()
+
+        def done(reply: Reply) -> None:
+            if reply == []:
+                self._lease_lost()
+
+        self._again(self.beat, now, self._options.beat)
+        self._submit(
+            "beat",
+            {
+                "worker_id": self.worker_id,
+                "state": state,
+                "running": plain_array(running),
+                "stats": orjson.dumps(stats),
+            },
+            done,
+            now,
+        )
+
+    def watch(self, now: float) -> None:
+        """Look whether other workers' beats move, and rescue the jobs of the dead."""
+        self._again(self.watch, now, self._options.beat)
+        started: list[str] = []
+
+        def server(reply: Reply) -> None:
+            if isinstance(reply, list):
+                started.append(reply[0][0])
+
+        def done(reply: Reply) -> None:
+            if not isinstance(reply, list) or not started:
+                self._leases.missed()
+                return
+            for worker, beat in self._verdicts(reply, started[0], now):
+                self._rescue(worker, beat, now)
+
+        self._submit("server_started", {}, server, now)
+        self._submit("watch_workers", {"worker_id": self.worker_id}, done, now)
+
+    def _verdicts(
+        self, rows: list[tuple[Any, ...]], server: str, now: float
+    ) -> list[tuple[int, int]]:
+        beats = {row[0]: row[1] for row in rows}
+        dead = self._leases.observe(beats, server, now)
+        for worker, beat, host, boot_id, pid_namespace, pid, pid_started_at in rows:
+            other = Identity(
+                host=host,
+                boot_id=boot_id,
+                pid_namespace=pid_namespace,
+                pid=pid,
+                pid_started_at=pid_started_at,
+            )
+            if other.is_gone(self._me) and (worker, beat) not in dead:
+                dead.append((worker, beat))
+        return dead
+
+    def _rescue(self, worker: int, beat: int, now: float) -> None:
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0] is not None:
+                events.emit("worker.rescued", worker_id=worker, jobs=reply[0][0])
+
+        self._leases.forget([worker])
+        if self._link.state is State.UP:
+            self._submit("rescue_worker", {"worker_id": worker, "beat": beat}, done, now)
+
+    # The tables
+
+    def maintain(self, now: float) -> None:
+        """Create the history's partitions ahead, and drop the expired ones."""
+        self._again(self.maintain, now, HISTORY_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                if reply[0][0]:
+                    events.emit("history.maintained", done=", ".join(reply[0][0]))
+            else:  # busy, or locked by somebody: soon again
+                self._again(self.maintain, now, HISTORY_EVERY / 60)
+
+        self._submit("maintain_history", {"keep": self._options.keep_history_for}, done, now)
+
+    def park(self, now: float) -> None:
+        """Park jobs whose task no worker knows, so that they do not stand at the head of the line."""
+        self._again(self.park, now, PARK_EVERY)
+        for queue in self._queues:
+            parameters = {"queue": queue, "limit": PARK_LIMIT, "after": PARK_AFTER}
+            self._submit("park_unknown", parameters, _nothing, now)
+
+    def unpark(self, now: float) -> None:
+        """Free parked jobs whose task this worker knows."""
+        self._again(self.unpark, now, UNPARK_EVERY)
+        for queue in self._queues:
+            self._submit(
+                "unpark_known", {"queue": queue, "tasks": list(self._tasks)}, _nothing, now
+            )
+
+    def forget_listeners(self, now: float) -> None:
+        """Remove the rows of processes that died while they waited for results."""
+        self._again(self.forget_listeners, now, LISTENERS_EVERY)
+        self._submit("forget_listeners", {}, _nothing, now)
+
+    def _submit(
+        self, name: str, parameters: Mapping[str, object], done: Callable[[Reply], None], now: float
+    ) -> None:
+        calls: Sequence[Call] = [(name, parameters)]
+        self._link.submit(calls, done, now)
+
+
+def _nothing(reply: Reply) -> None:
+    """Take a reply that changes nothing here."""
