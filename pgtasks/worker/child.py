@@ -21,7 +21,7 @@ import orjson
 
 from pgtasks.worker.runners import Runner
 from pgtasks.worker.slate import Slate
-from pgtasks.worker.wire import ClaimedRow, frame, read_frame, write_all
+from pgtasks.worker.wire import frame, read_jobs, write_all
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -77,11 +77,11 @@ class Reporter:
 def run_jobs(runner: Runner, inbox: int, reporter: Reporter, slate: Slate) -> None:
     """Run jobs until the parent closes the pipe."""
     monotonic = time.monotonic
-    while (jobs := read_frame(inbox)) is not None:
+    while (jobs := read_jobs(inbox)) is not None:
         for serial, row in jobs:
             slate.begin()
             started = monotonic()
-            outcome = runner.run(ClaimedRow._make(row))
+            outcome = runner.run(row)
             stopped = monotonic()
             reporter.add(
                 orjson.dumps(

@@ -33,7 +33,7 @@ from pgtasks.worker.host import Identity
 from pgtasks.worker.ledger import Batch, Ledger
 from pgtasks.worker.link import Failed, Link, Reply, State, plain_array, text_array
 from pgtasks.worker.upkeep import Upkeep
-from pgtasks.worker.wire import ClaimedRow, pack
+from pgtasks.worker.wire import ClaimedRow, pack_jobs
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
@@ -310,7 +310,7 @@ class Parent:
             case led.Send(number, jobs):
                 child = self.pool.children.get(number)
                 if child is not None:
-                    child.send(pack([(held.serial, held.row) for held in jobs]))
+                    child.send(pack_jobs([(held.serial, held.row) for held in jobs]))
             case led.Finish(batch):
                 self._finish(batch, now)
             case led.Claim():

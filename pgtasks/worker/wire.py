@@ -19,15 +19,15 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 
 HEADER = struct.Struct(">I")
 READ_SIZE = 1 << 16
 
 
-def pack(value: object) -> bytes:
-    """Return a frame that carries this value."""
-    return frame(orjson.dumps(value))
+def pack_jobs(jobs: list[tuple[int, ClaimedRow]]) -> bytes:
+    """Return a frame of jobs, each with its serial."""
+    return frame(msgspec.json.encode(jobs))
 
 
 def frame(body: bytes) -> bytes:
@@ -61,6 +61,9 @@ class ClaimedRow(NamedTuple):
     queue: str
 
 
+_JOBS = msgspec.json.Decoder(list[tuple[int, ClaimedRow]])
+
+
 class FrameReader:
     """Cuts a stream of bytes into frames."""
 
@@ -77,16 +80,16 @@ class FrameReader:
                 return
             body = bytes(memoryview(self._buffer)[HEADER.size : end])
             del self._buffer[:end]
-            yield orjson.loads(body)
+            yield msgspec.json.decode(body)
 
 
-def read_frame(fd: int) -> Any:
-    """Read one frame, blocking; None at the end of the file."""
+def read_jobs(fd: int) -> list[tuple[int, ClaimedRow]] | None:
+    """Read one frame of jobs, blocking; None at the end of the file."""
     header = _read_exactly(fd, HEADER.size)
     if header is None:
         return None
     body = _read_exactly(fd, HEADER.unpack(header)[0])
-    return None if body is None else orjson.loads(body)
+    return None if body is None else _JOBS.decode(body)
 
 
 def write_all(fd: int, data: bytes) -> None:
