@@ -1,6 +1,6 @@
 """A task queue for Python that needs nothing but PostgreSQL."""
 
-from pgtasks.app import App, shared_task
+from pgtasks.app import App
 from pgtasks.canvas import Signature, group
 from pgtasks.context import current_app, current_job, current_request
 from pgtasks.errors import (
@@ -31,6 +31,7 @@ from pgtasks.errors import (
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
+from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, EagerResult, GroupResult
 from pgtasks.retry import expo, fixed, linear
 from pgtasks.task import Task

@@ -1,4 +1,4 @@
-"""The app: a DSN, a registry of tasks, and every operation on jobs and bundles.
+"""The app: a DSN, a registry of tasks (`Registry`), and every operation on jobs (`Management`).
 
 Methods come in pairs: ``job`` and ``ajob`` hold no logic, they run the same operation on a
 synchronous or an asynchronous connection.
@@ -7,51 +7,42 @@ synchronous or an asynchronous connection.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
-import importlib
-import importlib.util
 import inspect
 import os
-import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgtasks import codec
-from pgtasks.context import app_var, connection_var, eager_var, having, ignoring_var, remember_app
-from pgtasks.errors import ConfigurationError, NoDsnError, TaskExistsError, UnknownTaskError
-from pgtasks.ids import new_id, parse_id
-from pgtasks.job import Bundle, Job, JobFilter, JobState, NewBundle, NewJob, Status, WorkerInfo
-from pgtasks.options import check_queue_name, check_task_name, task_options
-from pgtasks.result import (
-    OWN_ERRORS,
-    AsyncResult,
-    EagerGroupResult,
-    EagerResult,
-    GroupResult,
-    builtin_error,
+from pgtasks.context import (
+    app_var,
+    connection_var,
+    eager_var,
+    having,
+    ignoring_var,
+    remember_app,
 )
-from pgtasks.task import CoroutineTask, SharedTask, Task, apply_call_options, shared_tasks
+from pgtasks.errors import ConfigurationError, NoDsnError
+from pgtasks.ids import new_id
+from pgtasks.job import Bundle, NewBundle, NewJob
+from pgtasks.management import Management
+from pgtasks.options import check_task_name
+from pgtasks.registry import Registry, Route
+from pgtasks.result import AsyncResult, EagerGroupResult, EagerResult, GroupResult
+from pgtasks.task import Task, apply_call_options
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
+    from pgtasks.worker.process import WorkerProcess
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
-Ids = str | AsyncResult[Any]
-
-JobListener = Callable[[Job, bool], object]
-BundleListener = Callable[[Bundle], object]
-Route = Callable[[str], str | None] | Mapping[str, str]
 
 
-class App:
+class App(Registry, Management):
     """A program's tasks and the database that holds their jobs.
 
     Args:
@@ -75,20 +66,12 @@ class App:
         known_errors: Iterable[type[Exception]] = (),
         eager: bool | None = None,
     ) -> None:
+        super().__init__(routes=routes, known_errors=known_errors)
         self.name = name
-        self.tasks: dict[str, Task[..., Any]] = {}
-        self.shared: dict[SharedTask, Task[..., Any]] = {}
-        self.routes = routes
-        self.known_errors = list(known_errors)
         self._dsn = dsn
         self._eager = (
             os.environ.get("PGTASKS_EAGER", "") not in ("", "0") if eager is None else eager
         )
-        self._to_discover: list[tuple[str, str]] = []
-        self._job_listeners: list[JobListener] = []
-        self._bundle_listeners: list[tuple[str | None, BundleListener]] = []
-        self._child_start_hooks: list[Callable[[], object]] = []
-        self._child_stop_hooks: list[Callable[[], object]] = []
         remember_app(self)
 
     def __repr__(self) -> str:
@@ -115,138 +98,6 @@ class App:
         self._dsn = dsn
         self.__dict__.pop("pools", None)
         self.__dict__.pop("listener", None)
-
-    # Tasks
-
-    @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineTask[P, R]: ...
-    @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
-    @overload
-    def task(
-        self, *, bind: Literal[True], **options: Any
-    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
-    @overload
-    def task(
-        self, *, raw: Literal[True], **options: Any
-    ) -> Callable[[Callable[[Job], R]], Task[..., R]]: ...
-    @overload
-    def task(self, **options: Any) -> TaskDecorator: ...
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-        """Register a function as a task; usable bare or with options.
-
-        Args:
-            function: what to run; a coroutine function is run on an event loop.
-            options: see `TaskOptions`; Celery's spellings are accepted. ``base`` is a subclass of
-                `Task` with hooks.
-
-        Raises:
-            ConfigurationError: an option is unknown or its value is not one.
-            TaskExistsError: another function has this name.
-        """
-        if function is None:
-            return lambda decorated: self._register(decorated, options)
-        return self._register(function, options)
-
-    def _register(self, function: Callable[..., Any], said: Mapping[str, Any]) -> Task[..., Any]:
-        options = dict(said)
-        asynchronous = inspect.iscoroutinefunction(function)
-        base: type[Task[..., Any]] = options.pop("base", None) or (
-            CoroutineTask if asynchronous else Task
-        )
-        if not (isinstance(base, type) and issubclass(base, Task)):
-            raise ConfigurationError(f"base is a subclass of pgtasks.Task, found {base!r}")
-        name = options.pop("name", None) or task_name(function)
-        task = base(self, function, task_options(name, options))
-        known = self.tasks.get(name)
-        if known is not None and not _same_source(known.run, function):
-            raise TaskExistsError(
-                f"task {name!r} is registered already, by {_where(known.run)}: found another in {_where(function)}; "
-                "give one of them a name of its own with name=…"
-            )
-        self.tasks[name] = task
-        return task
-
-    def autodiscover(self, packages: Iterable[str], related_name: str = "tasks") -> None:
-        """Import ``<package>.tasks`` of each package when a worker starts or a name is looked up.
-
-        Args:
-            packages: names of packages; one without such a module is passed over.
-            related_name: the module's name.
-        """
-        self._to_discover += [(package, related_name) for package in packages]
-
-    def load(self) -> None:
-        """Import what `autodiscover` named and take over shared tasks; a second call does nothing."""
-        while self._to_discover:
-            package, related_name = self._to_discover.pop(0)
-            if importlib.util.find_spec(f"{package}.{related_name}") is not None:
-                importlib.import_module(f"{package}.{related_name}")
-        for shared in shared_tasks:
-            shared.register(self)
-
-    def find_task(self, name: str) -> Task[..., Any]:
-        """Return the task of that name.
-
-        Raises:
-            UnknownTaskError: there is none.
-        """
-        if name not in self.tasks:
-            self.load()
-        try:
-            return self.tasks[name]
-        except KeyError:
-            known = ", ".join(sorted(self.tasks)) or "none"
-            raise UnknownTaskError(
-                f"no task is named {name!r} in app {self.name!r}: found {known}"
-            ) from None
-
-    def find_error(self, name: str) -> type[Exception] | None:
-        """Return the exception class that is stored under that name, if it is built in or known here."""
-        return builtin_error(name) or self._errors_by_name.get(name)
-
-    @cached_property
-    def _errors_by_name(self) -> dict[str, type[Exception]]:
-        named = dict(OWN_ERRORS)
-        declared: list[type[BaseException]] = list(self.known_errors)
-        for task in self.tasks.values():
-            declared += [*task.options.throws, *task.options.retry_for]
-        for cls in declared:
-            if issubclass(cls, Exception):
-                named[f"{cls.__module__}.{cls.__qualname__}"] = cls
-        return named
-
-    def route(self, job: NewJob) -> None:
-        """Put a job into the queue that the routes name for its task."""
-        queue = self.routed_queue(job.task) if self.routes else None
-        if queue is not None:
-            job.queue = queue
-
-    def routed_queue(self, name: str) -> str | None:
-        """Return the queue that the routes name for a task, or None."""
-        if self.routes is None:
-            return None
-        if callable(self.routes):
-            queue = self.routes(name)
-        else:
-            found = (
-                queue
-                for pattern, queue in self.routes.items()
-                if fnmatch.fnmatchcase(name, pattern)
-            )
-            queue = next(found, None)
-        if queue is not None:
-            check_queue_name(queue)
-        return queue
-
-    def queues(self) -> list[str]:
-        """Return every queue that the tasks and routes name, and "default"."""
-        names = {"default"}
-        for task in self.tasks.values():
-            names.add(self.routed_queue(task.name) or task.queue)
-        if isinstance(self.routes, Mapping):
-            names.update(self.routes.values())
-        return sorted(names)
 
     # Enqueue
 
@@ -440,307 +291,16 @@ class App:
         )
         return EagerGroupResult(bundle.id, self, results, ended)
 
-    # Jobs
-
-    def result(self, id: str) -> AsyncResult[Any]:
-        """Return a handle on a job; whether it exists is asked when it is used."""
-        return AsyncResult(parse_id(id), self)
-
-    def job(self, id: Ids) -> Job:
-        """Return a job's row; NotFoundError if there is none."""
-        from pgtasks.db import operations
-
-        return self.run(operations.get_job(_id(id)))
-
-    async def ajob(self, id: Ids) -> Job:
-        """Return a job's row; NotFoundError if there is none."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.get_job(_id(id)))
-
-    def jobs(self, *states: JobState | str, **conditions: Any) -> list[Job]:
-        """Return the jobs that fit, newest first.
-
-        Args:
-            states: any of these; none: all.
-            conditions: see `JobFilter`.
-        """
-        from pgtasks.db import operations
-
-        return self.run(operations.list_jobs(_filter(states, conditions)))
-
-    async def ajobs(self, *states: JobState | str, **conditions: Any) -> list[Job]:
-        """Return the jobs that fit, newest first; see `jobs`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.list_jobs(_filter(states, conditions)))
-
-    def status(self) -> Status:
-        """Count jobs and bundles by state."""
-        from pgtasks.db import operations
-
-        return self.run(operations.get_status())
-
-    async def astatus(self) -> Status:
-        """Count jobs and bundles by state."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.get_status())
-
-    def workers(self) -> list[WorkerInfo]:
-        """Return the registered workers."""
-        from pgtasks.db import operations
-
-        return self.run(operations.list_workers())
-
-    async def aworkers(self) -> list[WorkerInfo]:
-        """Return the registered workers."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.list_workers())
-
-    def reset(self, id: Ids) -> None:
-        """Start a finished job again, from its first attempt; its bundle counts it in again.
-
-        Raises:
-            NotFoundError: there is no such job.
-            JobStateError: it is not finished.
-        """
-        from pgtasks.db import operations
-
-        self.run(operations.reset_job(_id(id)))
-
-    async def areset(self, id: Ids) -> None:
-        """Start a finished job again, from its first attempt; see `reset`."""
-        from pgtasks.db import operations
-
-        await self.arun(operations.reset_job(_id(id)))
-
-    def reset_many(self, ids: Iterable[Ids]) -> list[str]:
-        """Start finished jobs again and return which; the others are left alone."""
-        from pgtasks.db import operations
-
-        return self.run(operations.reset_jobs([_id(id) for id in ids]))
-
-    async def areset_many(self, ids: Iterable[Ids]) -> list[str]:
-        """Start finished jobs again and return which; the others are left alone."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.reset_jobs([_id(id) for id in ids]))
-
-    def cancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
-        """Cancel jobs: waiting ones at once; of running ones a success still counts, a retry does not.
-
-        Returns what was done, by id; finished and unknown jobs are absent.
-        """
-        from pgtasks.db import operations
-
-        return self.run(operations.cancel_jobs([_id(id) for id in ids]))
-
-    async def acancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
-        """Cancel jobs; see `cancel`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.cancel_jobs([_id(id) for id in ids]))
-
-    def delete(self, *ids: Ids) -> list[str]:
-        """Delete jobs and return which: waiting ones are cancelled first, running ones stay."""
-        from pgtasks.db import operations
-
-        return self.run(operations.delete_jobs([_id(id) for id in ids]))
-
-    async def adelete(self, *ids: Ids) -> list[str]:
-        """Delete jobs and return which; see `delete`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.delete_jobs([_id(id) for id in ids]))
-
-    def delete_finished_jobs(self, *states: JobState | str, **conditions: Any) -> int:
-        """Delete finished jobs that fit, in batches, and return how many; never members of open bundles.
-
-        Args:
-            states: any of these finished states; none: all of them.
-            conditions: ``task``, ``queue``, ``origin``, ``stopped_before`` (an aware datetime).
-        """
-        from pgtasks.db import operations
-
-        deleted = 0
-        while True:
-            batch = self.run(operations.delete_history(states=_states(states), **conditions))
-            deleted += batch
-            if batch < operations.BATCH:
-                return deleted
-
-    async def adelete_finished_jobs(self, *states: JobState | str, **conditions: Any) -> int:
-        """Delete finished jobs that fit, in batches, and return how many; see `delete_finished_jobs`."""
-        from pgtasks.db import operations
-
-        deleted = 0
-        while True:
-            batch = await self.arun(operations.delete_history(states=_states(states), **conditions))
-            deleted += batch
-            if batch < operations.BATCH:
-                return deleted
-
-    def purge(self, *queues: str) -> int:
-        """Cancel every job of these queues that no worker has taken, and return how many."""
-        from pgtasks.db import operations
-
-        cancelled = 0
-        while True:
-            ids = self.run(operations.list_waiting_ids(queues))
-            gone = self.run(operations.cancel_waiting_jobs(ids, "purged")) if ids else []
-            cancelled += len(gone)
-            if not gone:
-                return cancelled
-
-    async def apurge(self, *queues: str) -> int:
-        """Cancel every job of these queues that no worker has taken, and return how many."""
-        from pgtasks.db import operations
-
-        cancelled = 0
-        while True:
-            ids = await self.arun(operations.list_waiting_ids(queues))
-            gone = await self.arun(operations.cancel_waiting_jobs(ids, "purged")) if ids else []
-            cancelled += len(gone)
-            if not gone:
-                return cancelled
-
-    # Bundles
-
-    def group_result(self, id: str) -> GroupResult[Any]:
-        """Return a handle on a bundle; whether it exists is asked when it is used."""
-        return GroupResult(parse_id(id), self)
-
-    def bundle(self, id: str) -> Bundle:
-        """Return a bundle's row; NotFoundError if there is none."""
-        from pgtasks.db import operations
-
-        return self.run(operations.get_bundle(parse_id(id)))
-
-    async def abundle(self, id: str) -> Bundle:
-        """Return a bundle's row; NotFoundError if there is none."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.get_bundle(parse_id(id)))
-
-    def bundles(self, **conditions: Any) -> list[Bundle]:
-        """Return the bundles that fit, newest first.
-
-        Args:
-            conditions: ``type``, ``origin``, ``stopped`` (a bool), ``failed`` (a bool),
-                ``created_before``, ``before_id``, ``limit``.
-        """
-        from pgtasks.db import operations
-
-        return self.run(operations.list_bundles(**conditions))
-
-    async def abundles(self, **conditions: Any) -> list[Bundle]:
-        """Return the bundles that fit, newest first; see `bundles`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.list_bundles(**conditions))
-
-    def reset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
-        """Start the finished members of a bundle again, all or only those without success."""
-        from pgtasks.db import operations
-
-        return self.run(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
-
-    async def areset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
-        """Start the finished members of a bundle again; see `reset_bundle`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
-
-    def cancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
-        """Cancel the members of a bundle that are not finished; see `cancel`."""
-        from pgtasks.db import operations
-
-        return self.run(operations.cancel_bundles([parse_id(id)]))
-
-    async def acancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
-        """Cancel the members of a bundle that are not finished; see `cancel`."""
-        from pgtasks.db import operations
-
-        return await self.arun(operations.cancel_bundles([parse_id(id)]))
-
-    def delete_bundle(self, id: str) -> bool:
-        """Delete a stopped bundle and its members; False if it is open or unknown."""
-        from pgtasks.db import operations
-
-        return bool(self.run(operations.delete_bundles([parse_id(id)])))
-
-    async def adelete_bundle(self, id: str) -> bool:
-        """Delete a stopped bundle and its members; False if it is open or unknown."""
-        from pgtasks.db import operations
-
-        return bool(await self.arun(operations.delete_bundles([parse_id(id)])))
-
-    def delete_finished_bundles(
-        self,
-        *,
-        type: str | None = None,
-        origin: str | None = None,
-        stopped_before: datetime | None = None,
-    ) -> int:
-        """Delete stopped bundles that fit, with their members, and return how many."""
-        from pgtasks.db import operations
-
-        deleted = 0
-        while ids := self.run(
-            operations.list_stopped_bundles(type=type, origin=origin, stopped_before=stopped_before)
-        ):
-            deleted += len(self.run(operations.delete_bundles(ids)))
-        return deleted
-
-    async def adelete_finished_bundles(
-        self,
-        *,
-        type: str | None = None,
-        origin: str | None = None,
-        stopped_before: datetime | None = None,
-    ) -> int:
-        """Delete stopped bundles that fit, with their members, and return how many."""
-        from pgtasks.db import operations
-
-        deleted = 0
-        while ids := await self.arun(
-            operations.list_stopped_bundles(type=type, origin=origin, stopped_before=stopped_before)
-        ):
-            deleted += len(await self.arun(operations.delete_bundles(ids)))
-        return deleted
-
-    # Listeners and hooks
-
-    def on_job_stopped(self, function: JobListener) -> JobListener:
-        """Call ``function(job, will_retry)`` for each job that stops, in processes that call `listen`."""
-        self._job_listeners.append(function)
-        return function
-
-    @overload
-    def on_bundle_stopped(self, function: BundleListener, /) -> BundleListener: ...
-    @overload
-    def on_bundle_stopped(self, *, type: str) -> Callable[[BundleListener], BundleListener]: ...
-    def on_bundle_stopped(
-        self, function: BundleListener | None = None, /, *, type: str | None = None
-    ) -> Any:
-        """Call ``function(bundle)`` for each bundle that stops, or each of one type; see `listen`."""
-
-        def add(decorated: BundleListener) -> BundleListener:
-            self._bundle_listeners.append((type, decorated))
-            return decorated
-
-        return add if function is None else add(function)
+    # Running beside this process
 
     def listen(self, *, stop: Callable[[], bool] | None = None) -> None:
         """Call the listeners for what stops from now on, in this thread, until ``stop()`` is true.
 
         Best effort: what stops while no process listens, or while its connection is away, is not told.
         """
-        from pgtasks.db.hearing import listen
+        from pgtasks.listening import listen
 
-        listen(self, self._job_listeners, self._bundle_listeners, stop or (lambda: False))
+        listen(self, stop or (lambda: False))
 
     async def alisten(self, *, stop: Callable[[], bool] | None = None) -> None:
         """Call the listeners for what stops from now on, in a thread, until cancelled; see `listen`."""
@@ -752,28 +312,8 @@ class App:
         finally:
             ended = True
 
-    def on_child_start(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Call this in each child process of a worker before its first job: open connections here."""
-        self._child_start_hooks.append(function)
-        return function
-
-    def on_child_stop(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Call this in each child process of a worker after its last job."""
-        self._child_stop_hooks.append(function)
-        return function
-
-    def child_started(self) -> None:
-        """Run the start hooks; the worker calls this in each child."""
-        for hook in self._child_start_hooks:
-            hook()
-
-    def child_stopped(self) -> None:
-        """Run the stop hooks; the worker calls this in each child."""
-        for hook in self._child_stop_hooks:
-            hook()
-
     @contextmanager
-    def worker(self, concurrency: int = 1, **options: Any) -> Iterator[Any]:
+    def worker(self, concurrency: int = 1, **options: Any) -> Iterator[WorkerProcess]:
         """Run a worker beside this process for a block: ``with app.worker(concurrency=4): …``.
 
         Args:
@@ -855,72 +395,6 @@ class App:
         pools = self.__dict__.get("pools")
         if pools is not None:
             await pools.aclose()
-
-
-class TaskDecorator:
-    """The type of ``app.task(…)`` with options: keeps the function's parameters and result."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineTask[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Register the function."""
-        raise NotImplementedError
-
-
-@overload
-def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
-def shared_task(**options: Any) -> TaskDecorator: ...
-def shared_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Define a task without an app, for reusable packages: it belongs to every app.
-
-    What it does goes to the current app: the one of the job that runs here, else the one made last.
-    """
-
-    def define(decorated: Callable[..., Any]) -> SharedTask:
-        shared = SharedTask(decorated, options)
-        shared_tasks.append(shared)
-        return shared
-
-    return define if function is None else define(function)
-
-
-def task_name(function: Callable[..., Any]) -> str:
-    """Return the name of a task without one: its module and function; for a script, the file's name."""
-    module = getattr(function, "__module__", None) or "__main__"
-    if module == "__main__":
-        file = getattr(sys.modules.get("__main__"), "__file__", None)
-        module = Path(file).stem if file else "__main__"
-    return f"{module}.{getattr(function, '__qualname__', type(function).__name__).replace('<locals>.', '')}"
-
-
-def _same_source(known: Callable[..., Any], function: Callable[..., Any]) -> bool:
-    """Whether this is the same definition once more: its module was loaded again."""
-    old, new = getattr(known, "__code__", None), getattr(function, "__code__", None)
-    return (
-        old is not None
-        and new is not None
-        and ((old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno))
-    )
-
-
-def _where(function: Callable[..., Any]) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
-
-
-def _id(id: Ids) -> str:
-    return id.id if isinstance(id, AsyncResult) else parse_id(id)
-
-
-def _filter(states: Sequence[JobState | str], conditions: Mapping[str, Any]) -> JobFilter:
-    return JobFilter(states=_states(states), **conditions)
-
-
-def _states(states: Sequence[JobState | str]) -> list[JobState] | None:
-    return [JobState(state) for state in states] if states else None
 
 
 def _synchronous(connection: Any) -> Any:

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgtasks.errors import ConfigurationError
-from pgtasks.job import Job, NewJob
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.job import Job, NewJob
 
 __all__ = ["Request", "current_app", "current_job", "current_request"]
 
@@ -132,7 +132,7 @@ class NoRequest:
     retries = 0
     attempt = 0
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}  # noqa: RUF012 (never written)
+    kwargs: Mapping[str, Any] = {}
     root_id = parent_id = group = origin = eta = expires = None
     hostname = None
 

@@ -38,19 +38,14 @@ def new_id() -> str:
     except IndexError:
         tail, *rest = _random_tails(_BULK)
         _tails.extend(rest)
-    head = f"{_ticks():015x}"
-    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail}"
+    return _join(_ticks(), tail)
 
 
 def new_ids(n: int) -> list[str]:
     """Return n new ids, each greater than the one before."""
     start = _ticks()
-    # One tick (244 ns) apart: about what it takes to make one, so they stay close to the clock.
-    heads = [f"{ticks:015x}" for ticks in range(start, start + n)]
-    return [
-        f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail}"
-        for head, tail in zip(heads, _random_tails(n), strict=True)
-    ]
+    # One tick (0.24 µs) apart: no more than it takes to make one, so they stay behind the clock.
+    return [_join(start + i, tail) for i, tail in enumerate(_random_tails(n))]
 
 
 def parse_id(text: str) -> str:
@@ -83,6 +78,11 @@ def id_time(id: str) -> datetime | None:
 def _ticks() -> int:
     """Return Unix time in 1/4096 ms: the 60 bits of an id's time, in order."""
     return time.time_ns() * 64 // 15_625
+
+
+def _join(ticks: int, tail: str) -> str:
+    digits = hex(ticks | 1 << 60)  # "0x1" and 15 digits: half the price of formatting with zeros
+    return f"{digits[3:11]}-{digits[11:15]}-7{digits[15:]}-{tail}"
 
 
 def _random_tails(n: int) -> list[str]:

@@ -138,7 +138,7 @@ class WorkerOptions:
     def __post_init__(self) -> None:
         if self.pool not in ("prefork", "solo"):
             raise ConfigurationError(f"expected pool 'prefork' or 'solo', found {self.pool!r}")
-        if not isinstance(self.concurrency, int) or not 1 <= self.concurrency <= 1000:
+        if not 1 <= self.concurrency <= 1000:
             raise ConfigurationError(
                 f"concurrency is a number from 1 to 1000, found {self.concurrency!r}"
             )

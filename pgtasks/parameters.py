@@ -184,7 +184,7 @@ def _acceptor(function: Callable[..., object], bound: bool) -> Callable[..., obj
     ]
     scope: dict[str, Any] = {}
     # Only parameter names get into the source, and `inspect` lets none but identifiers through.
-    exec(f"def accept{inspect.Signature(bare)}: pass", scope)
+    exec(f"def accept{inspect.Signature(bare)}: pass", scope)  # noqa: S102 (built from identifiers only)
     accept: types.FunctionType = scope["accept"]
     accept.__qualname__ = name  # it stands in the messages
     return accept

@@ -11,6 +11,7 @@ import builtins
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pgtasks import codec
@@ -225,14 +226,14 @@ class AsyncResult(Generic[R]):
     def _give(self, outcome: StoredOutcome, propagate: bool) -> R:
         value = self._value_or_error(outcome)
         if propagate and outcome.state is not JobState.SUCCEEDED:
-            raise cast(BaseException, value)
-        return cast(R, value)
+            raise cast("BaseException", value)
+        return cast("R", value)
 
     def _value_or_error(self, outcome: StoredOutcome) -> R | BaseException | None:
         if not outcome.state.finished:
             return None
         if outcome.state is JobState.SUCCEEDED:
-            return cast(R, read_result(self.app, self.task_name, outcome.result))
+            return cast("R", read_result(self.app, self.task_name, outcome.result))
         return rebuild_error(self.app, self.id, outcome.state, outcome.error)
 
 
@@ -267,8 +268,8 @@ class EagerResult(AsyncResult[R]):
     ) -> R:
         """Return the result, or raise what the job ended with."""
         if propagate and self._state is not JobState.SUCCEEDED:
-            raise cast(BaseException, self._value_or_error(self._look()))
-        return cast(R, self._value_or_error(self._look()))
+            raise cast("BaseException", self._value_or_error(self._look()))
+        return cast("R", self._value_or_error(self._look()))
 
     async def aget(
         self,
@@ -468,7 +469,7 @@ class GroupResult(Generic[R]):
     ) -> list[R]:
         # A member of which nothing is kept gives None.
         return [
-            one._give(outcomes[one.id], propagate) if one.id in outcomes else cast(R, None)
+            one._give(outcomes[one.id], propagate) if one.id in outcomes else cast("R", None)
             for one in results
         ]
 
@@ -578,10 +579,8 @@ async def await_(
         poll = FIRST_POLL
         while True:
             left = poll if deadline is None else min(poll, deadline - loop.time())
-            try:
+            with suppress(TimeoutError):  # then it is time to poll
                 await asyncio.wait_for(heard.wait(), max(0.0, left))
-            except TimeoutError:
-                pass  # poll
             heard.clear()
             found = await look()
             if found is not None:

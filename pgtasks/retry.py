@@ -70,6 +70,8 @@ class expo:  # noqa: N801 (used like a function, bare or called)
         _require_number("expo", "factor", self.factor)
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
+        """Return the wait before the next attempt, in seconds."""
+        """Return the wait before the next attempt, in seconds."""
         try:
             wait = min(self.cap, self.factor * float(self.base) ** (_retry_number(job) - 1))
         except OverflowError:
@@ -94,6 +96,8 @@ class linear:  # noqa: N801
         _require_number("linear", "cap", self.cap)
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
+        """Return the wait before the next attempt, in seconds."""
+        """Return the wait before the next attempt, in seconds."""
         return float(min(self.cap, self.step * _retry_number(job)))
 
 
@@ -111,6 +115,8 @@ class fixed:  # noqa: N801
         _require_number("fixed", "seconds", self.seconds)
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
+        """Return the wait before the next attempt, in seconds."""
+        """Return the wait before the next attempt, in seconds."""
         return float(self.seconds)
 
 

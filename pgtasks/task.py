@@ -103,7 +103,7 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now, without a job."""
         return cast(
-            R, self.run(self, *args, **kwargs) if self.options.bind else self.run(*args, **kwargs)
+            "R", self.run(self, *args, **kwargs) if self.options.bind else self.run(*args, **kwargs)
         )
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
@@ -229,7 +229,8 @@ class Task(Generic[P, R]):
         """Raise `Retry`: run this job again later, with the same arguments and the same id.
 
         Args:
-            args, kwargs: not supported, since a retry is the same job: leave them out.
+            args: not supported, since a retry is the same job: leave it out.
+            kwargs: like args.
             exc: the reason; raised itself when no retry is left.
             throw: False returns the Retry instead of raising it.
             eta: when, as an aware datetime.
@@ -353,7 +354,7 @@ class CoroutineTask(Task[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Return the function's coroutine, without a job."""
-        return cast(Coroutine[Any, Any, R], super().__call__(*args, **kwargs))
+        return cast("Coroutine[Any, Any, R]", super().__call__(*args, **kwargs))
 
 
 def at(when: datetime | timedelta) -> dict[str, Any]:
@@ -412,7 +413,7 @@ def seconds(option: str, value: object) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     check_seconds(option, value, least=float("-inf"))
-    return float(cast(float, value))
+    return float(cast("float", value))
 
 
 def aware(option: str, value: object) -> datetime:
@@ -450,6 +451,7 @@ class SharedTask:
         return getattr(self.register(current_app()), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function here and now, as a task of the current app."""
         return self.register(current_app())(*args, **kwargs)
 
 

@@ -31,11 +31,11 @@ def conninfo(dsn: str, **more: Any) -> str:
     address = embedded.attach(dsn) if embedded.is_embedded(dsn) else dsn
     try:
         said = conninfo_to_dict(address)
-    except ProgrammingError as error:
+    except ProgrammingError:
         # libpq's message may quote the DSN, password and all.
         raise ConfigurationError(
             "the DSN is not one: expected postgresql://user@host:port/database, 'host=… dbname=…' or embedded:"
-        ) from (None if error else error)
+        ) from None
     return make_conninfo(
         address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said}
     )

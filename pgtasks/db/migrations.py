@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import psycopg
+from typing import TYPE_CHECKING, Any
 
 from pgtasks.db.statements import schema_folder
 from pgtasks.errors import SchemaError
 
+if TYPE_CHECKING:
+    import psycopg
+
+RECORD = "insert into pgtasks.migrations (version, name, min_code_version) values"
 LOCK_KEY = 7236411  # any number that only pgtasks uses; one process migrates at a time
 
 
@@ -96,7 +98,7 @@ def migrate(connection: psycopg.Connection[Any]) -> list[int]:
                 continue
             connection.execute(migration.sql.encode())
             connection.execute(
-                "insert into pgtasks.migrations (version, name, min_code_version) values (%s, %s, %s)",
+                RECORD + " (%s, %s, %s)",
                 (migration.version, migration.name, migration.min_code_version),
             )
             applied.append(migration.version)
@@ -109,8 +111,7 @@ def script() -> str:
     for migration in known():
         parts.append(migration.sql)
         parts.append(
-            "insert into pgtasks.migrations (version, name, min_code_version) "
-            f"values ({migration.version}, '{migration.name}', {migration.min_code_version});\n"
+            f"{RECORD} ({migration.version}, '{migration.name}', {migration.min_code_version});\n"
         )
     parts.append("commit;\n")
     return "\n".join(parts)

@@ -164,6 +164,15 @@ def count_bundle_members(bundle_id: str) -> Statement[dict[JobState, int]]:
 # Look
 
 
+def get_jobs(ids: Sequence[str]) -> Statement[list[Job]]:
+    """Read jobs by id; unknown ids are absent."""
+    return Statement(
+        name="get_jobs",
+        parameters={"ids": sorted(ids), "since": since(ids)},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+
+
 def get_job(id: str) -> Statement[Job]:
     """Read one job; NotFoundError if there is none."""
     return Statement(
@@ -265,7 +274,7 @@ def get_bundle(id: str) -> Steps[Bundle]:
     found = yield list_bundles(ids=[id])
     if not found:
         raise NotFoundError(f"no bundle has the id {id}")
-    return cast(Bundle, found[0])
+    return cast("Bundle", found[0])
 
 
 def list_workers() -> Statement[list[WorkerInfo]]:
@@ -355,11 +364,7 @@ def reset_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 
     Bundles are locked before the jobs are touched, as everywhere.
     """
-    jobs: list[Job] = yield Statement(
-        name="get_jobs",
-        parameters={"ids": sorted(ids), "since": since(ids)},
-        read=lambda rows: [Job.from_row(row) for row in rows],
-    )
+    jobs: list[Job] = yield get_jobs(ids)
     bundle_ids = sorted({job.bundle_id for job in jobs if job.bundle_id})
     if bundle_ids:
         yield Statement(name="lock_bundles", parameters={"ids": bundle_ids}, read=no_rows)

@@ -34,10 +34,11 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
                 try:
                     step = operation.send(reply)
                 except StopIteration as stop:
-                    return cast(T, stop.value)
+                    return cast("T", stop.value)
                 if isinstance(step, Copy):
                     with cursor.copy(step.sql) as copy:
-                        reply = copy.write(step.data)
+                        copy.write(step.data)
+                    reply = None
                 else:
                     reply = _execute(cursor, step)
 
@@ -54,10 +55,11 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
                     try:
                         step = operation.send(reply)
                     except StopIteration as stop:
-                        return cast(T, stop.value)
+                        return cast("T", stop.value)
                     if isinstance(step, Copy):
                         async with cursor.copy(step.sql) as copy:
-                            reply = await copy.write(step.data)
+                            await copy.write(step.data)
+                        reply = None
                     else:
                         reply = await _aexecute(cursor, step)
 

@@ -8,7 +8,6 @@ stand on the slate, where the parent finds them if the child is killed.
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import random
 import signal
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from pgtasks.worker.runners import Runner
-from pgtasks.worker.slate import Slate
 from pgtasks.worker.wire import frame, read_jobs, write_all
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.worker.slate import Slate
 
 # Outcomes older than this are reported before the next job begins, in seconds.
 REPORT_AFTER = 0.005
@@ -102,12 +101,16 @@ def run_jobs(runner: Runner, inbox: int, reporter: Reporter, slate: Slate) -> No
 
 
 def main(app: App, hostname: str, inbox: int, outbox: int, slate: Slate, parent_pid: int) -> int:
-    """Be a child: set up, run jobs, clean up. Returns the exit code."""
+    """Be a forked child: take care of signals, run jobs, clean up. Returns the exit code."""
     reporter = Reporter(outbox, slate)
     _set_signals(reporter)
     _die_with_parent(parent_pid)
     random.seed()
-    gc.enable()
+    return run(app, hostname, inbox, reporter, slate)
+
+
+def run(app: App, hostname: str, inbox: int, reporter: Reporter, slate: Slate) -> int:
+    """Run jobs until the parent closes the pipe, between the app's hooks. Returns the exit code."""
     runner = Runner(app, hostname)
     app.child_started()
     try:

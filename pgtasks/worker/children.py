@@ -195,9 +195,9 @@ class SoloPool:
         try:
             self._main(inbox, outbox, slate)
         finally:
+            self._ended.set()  # first: end of file wakes the parent, which then looks
             os.close(inbox)
             os.close(outbox)
-            self._ended.set()
 
     def reap(self) -> list[tuple[Child, list[list[Any]], dict[str, Any]]]:
         """Return the one "child" once its loop has ended."""

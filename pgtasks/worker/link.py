@@ -107,7 +107,7 @@ class Link:
         return None
 
     def fileno(self) -> int:
-        """The socket, for a selector; it may change while the state is CONNECTING."""
+        """Return the socket, for a selector; it may change while the state is CONNECTING."""
         assert self._pgconn is not None
         return self._pgconn.socket
 
@@ -131,7 +131,8 @@ class Link:
             now: monotonic seconds.
             make_row: what to make of each row.
         """
-        assert self._pgconn is not None and self.state is State.UP
+        assert self._pgconn is not None
+        assert self.state is State.UP
         unit = _Unit(done, make_row, now, [])
         self._units.append(unit)
         for name, parameters in calls:
@@ -247,7 +248,7 @@ class Link:
 
     def _break(self, now: float, why: str | None = None) -> str:
         if why is None and self._pgconn is not None:
-            why = self._pgconn.get_error_message() if self._pgconn else ""
+            why = self._pgconn.get_error_message()
         lines = (why or "").strip().splitlines()
         message = lines[0] if lines else "the connection was closed"
         units, self._units = self._units, deque()

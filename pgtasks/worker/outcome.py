@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from pgtasks.errors import ConfigurationError, Ignore, Reject, Retry
-from pgtasks.job import Job
 from pgtasks.options import MANUAL_RETRIES, MANUAL_SCHEDULE, TaskOptions
 from pgtasks.retry import retry_delay
+
+if TYPE_CHECKING:
+    from pgtasks.job import Job
 
 MAX_MESSAGE = 10_000  # characters; a longer one is cut
 MAX_TRACEBACK = 50_000  # characters; the innermost frames stay

@@ -27,16 +27,16 @@ import orjson
 
 from pgtasks import events
 from pgtasks.errors import PgTasksError
-from pgtasks.worker import ledger as led
+from pgtasks.worker import messages as msg
 from pgtasks.worker.children import Child, Pool, PreforkPool
-from pgtasks.worker.host import Identity
-from pgtasks.worker.ledger import Batch, Ledger
+from pgtasks.worker.ledger import PROMOTE_LIMIT, Ledger, Phase
 from pgtasks.worker.link import Failed, Link, Reply, State, plain_array, text_array
 from pgtasks.worker.upkeep import Upkeep
-from pgtasks.worker.wire import ClaimedRow, pack_jobs
+from pgtasks.worker.wire import pack_jobs
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
+    from pgtasks.worker.host import Identity
 
 RECONNECT_FIRST = 0.1  # seconds, doubling with jitter up to…
 RECONNECT_CAP = 5.0
@@ -83,7 +83,7 @@ class Parent:
         self.ledger = Ledger(options, queues, time.monotonic())
         self._register = register
         self._known_tasks = text_array(sorted(tasks))
-        self._events: list[led.Event] = []
+        self._events: list[msg.Event] = []
         self._selector = selectors.DefaultSelector()
         self._registered: dict[int, tuple[int, object]] = {}
         self._work = Link(conninfo)
@@ -194,7 +194,7 @@ class Parent:
         while self._signals:
             number = self._signals.pop(0)
             events.emit("worker.draining", worker=self.name, signal=signal.Signals(number).name)
-            self._events.append(led.StopAsked(now=number == signal.SIGQUIT))
+            self._events.append(msg.StopAsked(now=number == signal.SIGQUIT))
 
     def _watch_descriptors(self) -> None:
         """Bring the selector in line with what is open and what waits to be written."""
@@ -234,7 +234,7 @@ class Parent:
     def _child_ready(self, child: Child) -> None:
         records = child.read()
         if records:
-            self._events.append(led.Reported(child.number, records))
+            self._events.append(msg.Reported(child.number, records))
         if child.outbox < 0:  # closed by the read; the selector forgot it with the descriptor
             self._registered = {
                 fd: entry for fd, entry in self._registered.items() if entry[1] is not child
@@ -252,9 +252,9 @@ class Parent:
         gone = self.pool.reap()
         for child, records, cause in gone:
             if records:
-                self._events.append(led.Reported(child.number, records))
-            self._events.append(led.ChildDied(child.number, child.slate.begun(), cause))
-            if self.ledger.phase is not led.Phase.DRAINING:
+                self._events.append(msg.Reported(child.number, records))
+            self._events.append(msg.ChildDied(child.number, child.slate.begun(), cause))
+            if self.ledger.phase is not Phase.DRAINING:
                 events.emit("child.died", pid=child.pid, how=cause["message"])
             child.close()
         if gone:
@@ -281,12 +281,12 @@ class Parent:
         if link.state is not State.UP and link.fileno() != fd:
             self._refresh_selector()
         for channel in link.notified:
-            self._events.append(led.Woken(self._queue_of.get(channel)))
+            self._events.append(msg.Woken(self._queue_of.get(channel)))
         link.notified.clear()
 
     def _link_up(self, link: Link) -> None:
         if link is self._work:
-            self._events.append(led.Connected())
+            self._events.append(msg.Connected())
             events.emit("worker.connected", worker=self.name)
 
     def _link_broke(self, link: Link, why: str, now: float) -> None:
@@ -300,34 +300,34 @@ class Parent:
             why=why,
         )
         if link is self._work:
-            self._events.append(led.Disconnected())
+            self._events.append(msg.Disconnected())
 
     # Commands
 
-    def perform(self, command: led.Command, now: float) -> None:
+    def perform(self, command: msg.Command, now: float) -> None:
         """Do what the ledger asks for."""
         match command:
-            case led.Send(number, jobs):
+            case msg.Send(number, jobs):
                 child = self.pool.children.get(number)
                 if child is not None:
                     child.send(pack_jobs([(held.serial, held.row) for held in jobs]))
-            case led.Finish(batch):
+            case msg.Finish(batch):
                 self._finish(batch, now)
-            case led.Claim():
+            case msg.Claim():
                 self._claim(command, now)
-            case led.Look():
+            case msg.Look():
                 self._look(command, now)
-            case led.Promote(queue):
-                parameters = {"queue": queue, "limit": led.PROMOTE_LIMIT}
-                done = partial(self._on_reply, command, led.Promoted(queue))
+            case msg.Promote(queue):
+                parameters = {"queue": queue, "limit": PROMOTE_LIMIT}
+                done = partial(self._on_reply, command, msg.Promoted(queue))
                 self._work.submit([("promote_jobs", parameters)], done, now)
-            case led.SetIdle(idle):
+            case msg.SetIdle(idle):
                 parameters = {"idle": idle, "worker_id": self.worker_id}
-                done = partial(self._on_reply, command, led.IdleSet(idle))
+                done = partial(self._on_reply, command, msg.IdleSet(idle))
                 self._work.submit([("set_idle", parameters)], done, now)
-            case led.Release(jobs, claims):
+            case msg.Release(jobs, claims):
                 self._give_back("release_jobs", command, jobs, claims, now)
-            case led.Crash(jobs, claims):
+            case msg.Crash(jobs, claims):
                 for held in jobs:
                     events.emit(
                         "job.crashed",
@@ -336,16 +336,16 @@ class Parent:
                         crashes=held.row.crashes + 1,
                     )
                 self._give_back("crash_jobs", command, jobs, claims, now)
-            case led.ReleaseLost(known):
+            case msg.ReleaseLost(known):
                 parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
                 self._work.submit([("release_lost_claims", parameters)], _nothing, now)
-            case led.Spawn():
+            case msg.Spawn():
                 self._spawn()
-            case led.CloseChild(number):
+            case msg.CloseChild(number):
                 if number in self.pool.children:
                     self.pool.children[number].close_inbox()
                     self._refresh_selector()
-            case led.KillChild(number):
+            case msg.KillChild(number):
                 if number in self.pool.children:
                     self.pool.children[number].kill()
             case _:
@@ -359,16 +359,16 @@ class Parent:
         if isinstance(self._selector, selectors.EpollSelector):
             private.append(self._selector.fileno())
         child = self.pool.spawn(private)
-        self._events.append(led.ChildStarted(child.number))
+        self._events.append(msg.ChildStarted(child.number))
         events.emit("child.started", pid=child.pid)
 
-    def _claim(self, order: led.Claim, now: float) -> None:
+    def _claim(self, order: msg.Claim, now: float) -> None:
         token = str(uuid.uuid4())
 
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 cost = time.monotonic() - now
-                self._events.append(led.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
+                self._events.append(msg.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
             else:
                 self._refused(order, reply)
 
@@ -392,14 +392,14 @@ class Parent:
             ],
             done,
             now,
-            ClaimedRow._make,
+            msg.ClaimedRow._make,
         )
 
-    def _look(self, command: led.Look, now: float) -> None:
+    def _look(self, command: msg.Look, now: float) -> None:
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 found = {queue: (ready, due_in) for queue, ready, due_in in reply}
-                self._events.append(led.Looked(found))
+                self._events.append(msg.Looked(found))
             else:
                 self._refused(command, reply)
 
@@ -408,8 +408,8 @@ class Parent:
 
     def _on_reply(
         self,
-        command: led.Look | led.Claim | led.Promote | led.SetIdle,
-        event: led.Event,
+        command: msg.Look | msg.Claim | msg.Promote | msg.SetIdle,
+        event: msg.Event,
         reply: Reply,
     ) -> None:
         if isinstance(reply, list):
@@ -418,7 +418,7 @@ class Parent:
             self._refused(command, reply)
 
     def _refused(
-        self, command: led.Look | led.Claim | led.Promote | led.SetIdle, reply: Reply
+        self, command: msg.Look | msg.Claim | msg.Promote | msg.SetIdle, reply: Reply
     ) -> None:
         if isinstance(reply, Failed):
             events.emit(
@@ -427,9 +427,9 @@ class Parent:
                 sqlstate=reply.sqlstate,
                 why=reply.message,
             )
-        self._events.append(led.Refused(command))
+        self._events.append(msg.Refused(command))
 
-    def _finish(self, batch: Batch, now: float) -> None:
+    def _finish(self, batch: msg.Batch, now: float) -> None:
         ended = batch.ended
         keep = [
             "t" if one.kind != "succeeded" or self.tasks.get(one.held.row.task, True) else "f"
@@ -453,28 +453,28 @@ class Parent:
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 ids = frozenset(row[0] for row in reply)
-                self._events.append(led.Written(batch, ids))
+                self._events.append(msg.Written(batch, ids))
                 _tell_written(batch, ids)
             elif isinstance(reply, Failed):
                 events.emit(
                     "worker.refused", statement="Finish", sqlstate=reply.sqlstate, why=reply.message
                 )
                 reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
-                self._events.append(led.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
+                self._events.append(msg.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
             else:
-                self._events.append(led.Unwritten(batch, "lost", reply.message))
+                self._events.append(msg.Unwritten(batch, "lost", reply.message))
 
         self._work.submit([("finish_jobs", parameters)], done, now)
 
     def _give_back(
         self,
         statement: str,
-        command: led.Release | led.Crash,
-        jobs: Sequence[led.Held],
+        command: msg.Release | msg.Crash,
+        jobs: Sequence[msg.Held],
         claims: Sequence[str],
         now: float,
     ) -> None:
-        queues: dict[str, list[led.Held]] = {}
+        queues: dict[str, list[msg.Held]] = {}
         for held in sorted(jobs, key=lambda held: held.row.id):
             queues.setdefault(held.row.queue, []).append(held)
         calls: list[tuple[str, Mapping[str, object]]] = [
@@ -492,7 +492,7 @@ class Parent:
 
         def done(reply: Reply) -> None:
             if not isinstance(reply, list):
-                self._events.append(led.Unreturned(command))
+                self._events.append(msg.Unreturned(command))
 
         self._work.submit(calls, done, now)
 
@@ -503,7 +503,7 @@ class Parent:
 
     def _describe(self) -> tuple[str, list[str], dict[str, Any]]:
         running = [held.row.id for held in self.ledger.running(self._begun())]
-        state = "draining" if self.ledger.phase is led.Phase.DRAINING else "running"
+        state = "draining" if self.ledger.phase is Phase.DRAINING else "running"
         stats = {
             "finished": self.ledger.finished,
             "outcomes": self.ledger.ended_by_kind,
@@ -515,7 +515,7 @@ class Parent:
 
     def _on_lease_lost(self) -> None:
         events.emit("worker.lease_lost", worker=self.name, worker_id=self.worker_id)
-        self._events.append(led.LeaseLost())
+        self._events.append(msg.LeaseLost())
         try:
             self.worker_id = self._upkeep.worker_id = self._register()
         except PgTasksError as error:
@@ -558,11 +558,12 @@ class Parent:
             self._work.submit(
                 [("deregister_worker", {"worker_id": self.worker_id})], _nothing, time.monotonic()
             )
-            while self._work.state is State.UP and self._work.busy and time.monotonic() < until:
+            while self._work.busy and time.monotonic() < until:
                 selector = selectors.SelectSelector()
                 selector.register(self._work.fileno(), selectors.EVENT_READ)
                 selector.select(0.2)
-                self._work.ready(time.monotonic())
+                if self._work.ready(time.monotonic()) is not None:
+                    break
 
 
 def _channels(queues: Sequence[str]) -> list[str]:
@@ -570,7 +571,7 @@ def _channels(queues: Sequence[str]) -> list[str]:
     return ["pgtasks_" + hashlib.sha256(queue.encode()).hexdigest()[:40] for queue in queues]
 
 
-def _tell_written(batch: Batch, ids: frozenset[str]) -> None:
+def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
     """Emit what became of the jobs of a batch, as far as anybody listens."""
     for ended in batch.ended:
         row = ended.held.row

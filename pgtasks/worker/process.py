@@ -20,7 +20,7 @@ from pgtasks.db.statements import Statement
 from pgtasks.errors import ConfigurationError, PgTasksError
 from pgtasks.options import WorkerOptions, worker_name
 from pgtasks.version import VERSION
-from pgtasks.worker.child import main as child_main
+from pgtasks.worker import child
 from pgtasks.worker.children import PreforkPool, SoloPool
 from pgtasks.worker.host import Identity, identity
 from pgtasks.worker.parent import Parent
@@ -64,10 +64,10 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
 
     def run_child(inbox: int, outbox: int, slate: Slate) -> int:
         setproctitle.setproctitle(f"pgtasks: child of {name}")
-        return child_main(app, name, inbox, outbox, slate, me.pid)
+        return child.main(app, name, inbox, outbox, slate, me.pid)
 
     def run_solo(inbox: int, outbox: int, slate: Slate) -> int:
-        return child_main(app, name, inbox, outbox, slate, os.getppid())
+        return child.run(app, name, inbox, child.Reporter(outbox, slate), slate)
 
     return Parent(
         options=options,

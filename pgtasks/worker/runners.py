@@ -17,14 +17,14 @@ from pgtasks import codec
 from pgtasks.context import Request, request_var
 from pgtasks.errors import DecodingError, EncodingError, UnknownTaskError
 from pgtasks.job import Job, JobError, JobState, NewJob, attempts_from_json
-from pgtasks.options import TaskOptions
 from pgtasks.result import EagerResult
-from pgtasks.task import Task
 from pgtasks.worker.outcome import Outcome, describe, of_exception
-from pgtasks.worker.wire import ClaimedRow
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.options import TaskOptions
+    from pgtasks.task import Task
+    from pgtasks.worker.messages import ClaimedRow
 
 NO_OPTIONS: dict[str, Any] = {}
 SUCCEEDED_WITHOUT_RESULT = Outcome("succeeded")

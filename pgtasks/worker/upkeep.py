@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pgtasks import events
-from pgtasks.options import WorkerOptions
 from pgtasks.worker.host import Identity
 from pgtasks.worker.leases import LeaseWatch
 from pgtasks.worker.link import Call, Link, Reply, State, plain_array
+
+if TYPE_CHECKING:
+    from pgtasks.options import WorkerOptions
 
 HISTORY_EVERY = 3600.0  # seconds
 PARK_EVERY = 10.0

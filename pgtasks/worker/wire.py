@@ -17,9 +17,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+
+from pgtasks.worker.messages import ClaimedRow
 
 HEADER = struct.Struct(">I")
 READ_SIZE = 1 << 16
@@ -33,32 +35,6 @@ def pack_jobs(jobs: list[tuple[int, ClaimedRow]]) -> bytes:
 def frame(body: bytes) -> bytes:
     """Return a frame of a body that is JSON already."""
     return HEADER.pack(len(body)) + body
-
-
-class ClaimedRow(NamedTuple):
-    """A job as the statement claim_jobs returns it: columns in its order, JSON and times as they are."""
-
-    id: str
-    seq: int
-    priority: int
-    task: str
-    args: str
-    kwargs: str
-    input: str | None
-    attempt: int
-    crashes: int
-    options: str | None
-    bundle_id: str | None
-    bundle_index: int | None
-    parent_id: str | None
-    root_id: str | None
-    origin: str | None
-    created_at: float  # seconds since 1970
-    start_at: float | None
-    expires_at: float | None
-    expired: bool
-    attempts: str | None
-    queue: str
 
 
 _JOBS = msgspec.json.Decoder(list[tuple[int, ClaimedRow]])

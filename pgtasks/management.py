@@ -1,0 +1,313 @@
+"""Management of jobs and bundles: look, reset, cancel, delete; each also asynchronous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from pgtasks.ids import parse_id
+from pgtasks.job import Bundle, Job, JobFilter, JobState, Status, WorkerInfo
+from pgtasks.result import AsyncResult, GroupResult
+
+if TYPE_CHECKING:
+    from pgtasks.app import App
+    from pgtasks.db.run import Operation
+
+T = TypeVar("T")
+Ids = str | AsyncResult[Any]
+
+
+class Management:
+    """The operations of an app on what is in the database; the app says how they are run."""
+
+    def run(self, operation: Operation[T], connection: Any = None) -> T:
+        """Run an operation on a synchronous connection."""
+        raise NotImplementedError
+
+    async def arun(self, operation: Operation[T], connection: Any = None) -> T:
+        """Run an operation on an asynchronous connection."""
+        raise NotImplementedError
+
+    # Jobs
+
+    def result(self, id: str) -> AsyncResult[Any]:
+        """Return a handle on a job; whether it exists is asked when it is used."""
+        return AsyncResult(parse_id(id), cast("App", self))
+
+    def job(self, id: Ids) -> Job:
+        """Return a job's row; NotFoundError if there is none."""
+        from pgtasks.db import operations
+
+        return self.run(operations.get_job(_id(id)))
+
+    async def ajob(self, id: Ids) -> Job:
+        """Return a job's row; NotFoundError if there is none."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.get_job(_id(id)))
+
+    def jobs(self, *states: JobState | str, **conditions: Any) -> list[Job]:
+        """Return the jobs that fit, newest first.
+
+        Args:
+            states: any of these; none: all.
+            conditions: see `JobFilter`.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.list_jobs(_filter(states, conditions)))
+
+    async def ajobs(self, *states: JobState | str, **conditions: Any) -> list[Job]:
+        """Return the jobs that fit, newest first; see `jobs`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.list_jobs(_filter(states, conditions)))
+
+    def status(self) -> Status:
+        """Count jobs and bundles by state."""
+        from pgtasks.db import operations
+
+        return self.run(operations.get_status())
+
+    async def astatus(self) -> Status:
+        """Count jobs and bundles by state."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.get_status())
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return the registered workers."""
+        from pgtasks.db import operations
+
+        return self.run(operations.list_workers())
+
+    async def aworkers(self) -> list[WorkerInfo]:
+        """Return the registered workers."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.list_workers())
+
+    def reset(self, id: Ids) -> None:
+        """Start a finished job again, from its first attempt; its bundle counts it in again.
+
+        Raises:
+            NotFoundError: there is no such job.
+            JobStateError: it is not finished.
+        """
+        from pgtasks.db import operations
+
+        self.run(operations.reset_job(_id(id)))
+
+    async def areset(self, id: Ids) -> None:
+        """Start a finished job again, from its first attempt; see `reset`."""
+        from pgtasks.db import operations
+
+        await self.arun(operations.reset_job(_id(id)))
+
+    def reset_many(self, ids: Iterable[Ids]) -> list[str]:
+        """Start finished jobs again and return which; the others are left alone."""
+        from pgtasks.db import operations
+
+        return self.run(operations.reset_jobs([_id(id) for id in ids]))
+
+    async def areset_many(self, ids: Iterable[Ids]) -> list[str]:
+        """Start finished jobs again and return which; the others are left alone."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.reset_jobs([_id(id) for id in ids]))
+
+    def cancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
+        """Cancel jobs: waiting ones at once; of running ones a success still counts, a retry does not.
+
+        Returns what was done, by id; finished and unknown jobs are absent.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.cancel_jobs([_id(id) for id in ids]))
+
+    async def acancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
+        """Cancel jobs; see `cancel`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.cancel_jobs([_id(id) for id in ids]))
+
+    def delete(self, *ids: Ids) -> list[str]:
+        """Delete jobs and return which: waiting ones are cancelled first, running ones stay."""
+        from pgtasks.db import operations
+
+        return self.run(operations.delete_jobs([_id(id) for id in ids]))
+
+    async def adelete(self, *ids: Ids) -> list[str]:
+        """Delete jobs and return which; see `delete`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.delete_jobs([_id(id) for id in ids]))
+
+    def delete_finished_jobs(self, *states: JobState | str, **conditions: Any) -> int:
+        """Delete finished jobs that fit, in batches, and return how many; never members of open bundles.
+
+        Args:
+            states: any of these finished states; none: all of them.
+            conditions: ``task``, ``queue``, ``origin``, ``stopped_before`` (an aware datetime).
+        """
+        from pgtasks.db import operations
+
+        deleted = 0
+        while True:
+            batch = self.run(operations.delete_history(states=_states(states), **conditions))
+            deleted += batch
+            if batch < operations.BATCH:
+                return deleted
+
+    async def adelete_finished_jobs(self, *states: JobState | str, **conditions: Any) -> int:
+        """Delete finished jobs that fit, in batches, and return how many; see `delete_finished_jobs`."""
+        from pgtasks.db import operations
+
+        deleted = 0
+        while True:
+            batch = await self.arun(operations.delete_history(states=_states(states), **conditions))
+            deleted += batch
+            if batch < operations.BATCH:
+                return deleted
+
+    def purge(self, *queues: str) -> int:
+        """Cancel every job of these queues that no worker has taken, and return how many."""
+        from pgtasks.db import operations
+
+        cancelled = 0
+        while True:
+            ids = self.run(operations.list_waiting_ids(queues))
+            gone = self.run(operations.cancel_waiting_jobs(ids, "purged")) if ids else []
+            cancelled += len(gone)
+            if not gone:
+                return cancelled
+
+    async def apurge(self, *queues: str) -> int:
+        """Cancel every job of these queues that no worker has taken, and return how many."""
+        from pgtasks.db import operations
+
+        cancelled = 0
+        while True:
+            ids = await self.arun(operations.list_waiting_ids(queues))
+            gone = await self.arun(operations.cancel_waiting_jobs(ids, "purged")) if ids else []
+            cancelled += len(gone)
+            if not gone:
+                return cancelled
+
+    # Bundles
+
+    def group_result(self, id: str) -> GroupResult[Any]:
+        """Return a handle on a bundle; whether it exists is asked when it is used."""
+        return GroupResult(parse_id(id), cast("App", self))
+
+    def bundle(self, id: str) -> Bundle:
+        """Return a bundle's row; NotFoundError if there is none."""
+        from pgtasks.db import operations
+
+        return self.run(operations.get_bundle(parse_id(id)))
+
+    async def abundle(self, id: str) -> Bundle:
+        """Return a bundle's row; NotFoundError if there is none."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.get_bundle(parse_id(id)))
+
+    def bundles(self, **conditions: Any) -> list[Bundle]:
+        """Return the bundles that fit, newest first.
+
+        Args:
+            conditions: ``type``, ``origin``, ``stopped`` (a bool), ``failed`` (a bool),
+                ``created_before``, ``before_id``, ``limit``.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.list_bundles(**conditions))
+
+    async def abundles(self, **conditions: Any) -> list[Bundle]:
+        """Return the bundles that fit, newest first; see `bundles`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.list_bundles(**conditions))
+
+    def reset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
+        """Start the finished members of a bundle again, all or only those without success."""
+        from pgtasks.db import operations
+
+        return self.run(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
+
+    async def areset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
+        """Start the finished members of a bundle again; see `reset_bundle`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
+
+    def cancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
+        """Cancel the members of a bundle that are not finished; see `cancel`."""
+        from pgtasks.db import operations
+
+        return self.run(operations.cancel_bundles([parse_id(id)]))
+
+    async def acancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
+        """Cancel the members of a bundle that are not finished; see `cancel`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.cancel_bundles([parse_id(id)]))
+
+    def delete_bundle(self, id: str) -> bool:
+        """Delete a stopped bundle and its members; False if it is open or unknown."""
+        from pgtasks.db import operations
+
+        return bool(self.run(operations.delete_bundles([parse_id(id)])))
+
+    async def adelete_bundle(self, id: str) -> bool:
+        """Delete a stopped bundle and its members; False if it is open or unknown."""
+        from pgtasks.db import operations
+
+        return bool(await self.arun(operations.delete_bundles([parse_id(id)])))
+
+    def delete_finished_bundles(
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        stopped_before: datetime | None = None,
+    ) -> int:
+        """Delete stopped bundles that fit, with their members, and return how many."""
+        from pgtasks.db import operations
+
+        deleted = 0
+        while ids := self.run(
+            operations.list_stopped_bundles(type=type, origin=origin, stopped_before=stopped_before)
+        ):
+            deleted += len(self.run(operations.delete_bundles(ids)))
+        return deleted
+
+    async def adelete_finished_bundles(
+        self,
+        *,
+        type: str | None = None,
+        origin: str | None = None,
+        stopped_before: datetime | None = None,
+    ) -> int:
+        """Delete stopped bundles that fit, with their members, and return how many."""
+        from pgtasks.db import operations
+
+        deleted = 0
+        while ids := await self.arun(
+            operations.list_stopped_bundles(type=type, origin=origin, stopped_before=stopped_before)
+        ):
+            deleted += len(await self.arun(operations.delete_bundles(ids)))
+        return deleted
+
+
+def _id(id: Ids) -> str:
+    return id.id if isinstance(id, AsyncResult) else parse_id(id)
+
+
+def _filter(states: Sequence[JobState | str], conditions: Mapping[str, Any]) -> JobFilter:
+    return JobFilter(states=_states(states), **conditions)
+
+
+def _states(states: Sequence[JobState | str]) -> list[JobState] | None:
+    return [JobState(state) for state in states] if states else None

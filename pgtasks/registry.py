@@ -1,0 +1,288 @@
+"""The registry of an app: its tasks, where they go, and what is called around them."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
+
+from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
+from pgtasks.job import Bundle, Job, NewJob
+from pgtasks.options import check_queue_name, task_options
+from pgtasks.result import OWN_ERRORS, builtin_error
+from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
+
+if TYPE_CHECKING:
+    from pgtasks.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+JobListener = Callable[[Job, bool], object]
+BundleListener = Callable[[Bundle], object]
+Route = Callable[[str], str | None] | Mapping[str, str]
+
+
+class TaskDecorator(Protocol):
+    """The type of ``app.task(…)`` with options: keeps the function's parameters and result."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BoundTaskDecorator(Protocol):
+    """The type of ``app.task(bind=True, …)``: the first parameter is not the caller's to give."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
+
+
+class Registry:
+    """What an app knows without any database.
+
+    Args:
+        routes, known_errors: see `App`.
+    """
+
+    def __init__(self, *, routes: Route | None, known_errors: Iterable[type[Exception]]) -> None:
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.shared: dict[SharedTask, Task[..., Any]] = {}
+        self.routes = routes
+        self.known_errors = list(known_errors)
+        self.job_listeners: list[JobListener] = []
+        self.bundle_listeners: list[tuple[str | None, BundleListener]] = []
+        self._to_discover: list[tuple[str, str]] = []
+        self._child_start_hooks: list[Callable[[], object]] = []
+        self._child_stop_hooks: list[Callable[[], object]] = []
+
+    # Tasks
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, *, bind: Literal[True], **options: Any) -> BoundTaskDecorator: ...
+    @overload
+    def task(
+        self, *, raw: Literal[True], **options: Any
+    ) -> Callable[[Callable[[Job], R]], Task[..., R]]: ...
+    @overload
+    def task(self, **options: Any) -> TaskDecorator: ...
+    def task(self, function: Any = None, /, **options: Any) -> Any:  # type: ignore[misc] # mypy: /
+        """Register a function as a task; usable bare or with options.
+
+        Args:
+            function: what to run; a coroutine function is run on an event loop.
+            options: see `TaskOptions`; Celery's spellings are accepted. ``base`` is a subclass of
+                `Task` with hooks.
+
+        Raises:
+            ConfigurationError: an option is unknown or its value is not one.
+            TaskExistsError: another function has this name.
+        """
+        if function is None:
+            return lambda decorated: self._register(decorated, options)
+        return self._register(function, options)
+
+    def _register(self, function: Callable[..., Any], said: Mapping[str, Any]) -> Task[..., Any]:
+        options = dict(said)
+        asynchronous = inspect.iscoroutinefunction(function)
+        base: Any = options.pop("base", None) or (CoroutineTask if asynchronous else Task)
+        if not inspect.isclass(base) or not issubclass(base, Task):
+            raise ConfigurationError(f"base is a subclass of pgtasks.Task, found {base!r}")
+        name = options.pop("name", None) or task_name(function)
+        task = base(cast("App", self), function, task_options(name, options))
+        known = self.tasks.get(name)
+        if known is not None and not _same_source(known.run, function):
+            raise TaskExistsError(
+                f"task {name!r} is registered already, by {_where(known.run)}: found another in {_where(function)}; "
+                "give one of them a name of its own with name=…"
+            )
+        self.tasks[name] = task
+        return task
+
+    def autodiscover(self, packages: Iterable[str], related_name: str = "tasks") -> None:
+        """Import ``<package>.tasks`` of each package when a worker starts or a name is looked up.
+
+        Args:
+            packages: names of packages; one without such a module is passed over.
+            related_name: the module's name.
+        """
+        self._to_discover += [(package, related_name) for package in packages]
+
+    def load(self) -> None:
+        """Import what `autodiscover` named and take over shared tasks; a second call does nothing."""
+        while self._to_discover:
+            package, related_name = self._to_discover.pop(0)
+            if importlib.util.find_spec(f"{package}.{related_name}") is not None:
+                importlib.import_module(f"{package}.{related_name}")
+        for shared in shared_tasks:
+            shared.register(cast("App", self))
+
+    def find_task(self, name: str) -> Task[..., Any]:
+        """Return the task of that name.
+
+        Raises:
+            UnknownTaskError: there is none.
+        """
+        if name not in self.tasks:
+            self.load()
+        try:
+            return self.tasks[name]
+        except KeyError:
+            known = ", ".join(sorted(self.tasks)) or "none"
+            raise UnknownTaskError(
+                f"no task is named {name!r} in this app: found {known}"
+            ) from None
+
+    def find_error(self, name: str) -> type[Exception] | None:
+        """Return the exception class that is stored under that name, if it is built in or known here."""
+        return builtin_error(name) or self._errors_by_name.get(name)
+
+    @cached_property
+    def _errors_by_name(self) -> dict[str, type[Exception]]:
+        named = dict(OWN_ERRORS)
+        declared: list[type[BaseException]] = list(self.known_errors)
+        for task in self.tasks.values():
+            declared += [*task.options.throws, *task.options.retry_for]
+        for cls in declared:
+            if issubclass(cls, Exception):
+                named[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        return named
+
+    def route(self, job: NewJob) -> None:
+        """Put a job into the queue that the routes name for its task."""
+        queue = self.routed_queue(job.task) if self.routes else None
+        if queue is not None:
+            job.queue = queue
+
+    def routed_queue(self, name: str) -> str | None:
+        """Return the queue that the routes name for a task, or None."""
+        if self.routes is None:
+            return None
+        if callable(self.routes):
+            queue = self.routes(name)
+        else:
+            found = (
+                queue
+                for pattern, queue in self.routes.items()
+                if fnmatch.fnmatchcase(name, pattern)
+            )
+            queue = next(found, None)
+        if queue is not None:
+            check_queue_name(queue)
+        return queue
+
+    def queues(self) -> list[str]:
+        """Return every queue that the tasks and routes name, and "default"."""
+        names = {"default"}
+        for task in self.tasks.values():
+            names.add(self.routed_queue(task.name) or task.queue)
+        if isinstance(self.routes, Mapping):
+            names.update(self.routes.values())
+        return sorted(names)
+
+    # Listeners and hooks
+
+    def on_job_stopped(self, function: JobListener) -> JobListener:
+        """Call ``function(job, will_retry)`` for each job that stops, in processes that call `listen`."""
+        self.job_listeners.append(function)
+        return function
+
+    @overload
+    def on_bundle_stopped(self, function: BundleListener, /) -> BundleListener: ...
+    @overload
+    def on_bundle_stopped(self, *, type: str) -> Callable[[BundleListener], BundleListener]: ...
+    def on_bundle_stopped(self, function: Any = None, /, *, type: Any = None) -> Any:  # type: ignore[misc] # mypy: /
+        """Call ``function(bundle)`` for each bundle that stops, or each of one type; see `listen`."""
+
+        def add(decorated: BundleListener) -> BundleListener:
+            self.bundle_listeners.append((type, decorated))
+            return decorated
+
+        return add if function is None else add(function)
+
+    def on_child_start(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Call this in each child process of a worker before its first job: open connections here."""
+        self._child_start_hooks.append(function)
+        return function
+
+    def on_child_stop(self, function: Callable[[], object]) -> Callable[[], object]:
+        """Call this in each child process of a worker after its last job."""
+        self._child_stop_hooks.append(function)
+        return function
+
+    def child_started(self) -> None:
+        """Run the start hooks; the worker calls this in each child."""
+        for hook in self._child_start_hooks:
+            hook()
+
+    def child_stopped(self) -> None:
+        """Run the stop hooks; the worker calls this in each child."""
+        for hook in self._child_stop_hooks:
+            hook()
+
+
+@overload
+def shared_task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(**options: Any) -> TaskDecorator: ...
+def shared_task(function: Any = None, /, **options: Any) -> Any:
+    """Define a task without an app, for reusable packages: it belongs to every app.
+
+    What it does goes to the current app: the one of the job that runs here, else the one made last.
+    """
+
+    def define(decorated: Callable[..., Any]) -> SharedTask:
+        shared = SharedTask(decorated, options)
+        shared_tasks.append(shared)
+        return shared
+
+    return define if function is None else define(function)
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """Return the name of a task without one: its module and function; for a script, the file's name."""
+    module = getattr(function, "__module__", None) or "__main__"
+    if module == "__main__":
+        file = getattr(sys.modules.get("__main__"), "__file__", None)
+        module = Path(file).stem if file else "__main__"
+    return f"{module}.{getattr(function, '__qualname__', type(function).__name__).replace('<locals>.', '')}"
+
+
+def _same_source(known: Callable[..., Any], function: Callable[..., Any]) -> bool:
+    """Whether this is the same definition once more: its module was loaded again."""
+    old, new = getattr(known, "__code__", None), getattr(function, "__code__", None)
+    return (
+        old is not None
+        and new is not None
+        and ((old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno))
+    )
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
