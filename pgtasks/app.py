@@ -6,7 +6,6 @@ synchronous or an asynchronous connection.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -304,9 +303,11 @@ class App(Registry, Management):
 
     async def alisten(self, *, stop: Callable[[], bool] | None = None) -> None:
         """Call the listeners for what stops from now on, in a thread, until cancelled; see `listen`."""
+        from asyncio import to_thread
+
         ended = False
         try:
-            await asyncio.to_thread(
+            await to_thread(
                 self.listen, stop=lambda: ended or (stop is not None and stop())
             )
         finally:
@@ -380,6 +381,23 @@ class App(Registry, Management):
         async with self.pools.aconnection() as own:
             return await arun(own, operation)
 
+    def migrate(self) -> list[int]:
+        """Bring the database's schema to this release's version; return the versions applied.
+
+        Raises:
+            SchemaError: the schema is newer than this release.
+        """
+        from pgtasks.db import migrations
+
+        with self.pools.connect() as connection:
+            return migrations.migrate(connection)
+
+    async def amigrate(self) -> list[int]:
+        """Bring the database's schema to this release's version; see `migrate`."""
+        from asyncio import to_thread
+
+        return await to_thread(self.migrate)
+
     def close(self) -> None:
         """Close what is open in this process; the next use opens it again."""
         listener = self.__dict__.get("listener")
@@ -391,7 +409,9 @@ class App(Registry, Management):
 
     async def aclose(self) -> None:
         """Close what is open in this process and on this loop; the next use opens it again."""
-        await asyncio.to_thread(self.close)
+        from asyncio import to_thread
+
+        await to_thread(self.close)
         pools = self.__dict__.get("pools")
         if pools is not None:
             await pools.aclose()

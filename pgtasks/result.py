@@ -6,7 +6,6 @@ by notification, and polls beneath it, since a notification may be lost.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import threading
 import time
@@ -563,6 +562,8 @@ async def await_(
     what: str,
 ) -> T:
     """Return what ``look`` finds, as soon as it finds something; the twin of `wait`."""
+    import asyncio  # here, since it takes long to load and only callers of this have it anyway
+
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     found = await look()

@@ -80,9 +80,6 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"task {self.name!r} cannot be pickled: pass its name")
-
     @property
     def name(self) -> str:
         """The name that jobs carry."""
