@@ -307,9 +307,7 @@ class App(Registry, Management):
 
         ended = False
         try:
-            await to_thread(
-                self.listen, stop=lambda: ended or (stop is not None and stop())
-            )
+            await to_thread(self.listen, stop=lambda: ended or (stop is not None and stop()))
         finally:
             ended = True
 

@@ -7,8 +7,9 @@ stand on the same rows, and have their place in this file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import msgspec
 
 from pgtasks.errors import ConfigurationError
 from pgtasks.ids import new_id
@@ -17,13 +18,12 @@ from pgtasks.job import NewBundle, NewJob
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.result import AsyncResult, GroupResult
-    from pgtasks.task import Task
+    from pgtasks.task import Task  # noqa: TC004 (only Signature's annotation, which nothing evaluates)
 
 R = TypeVar("R", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Signature(Generic[R]):
+class Signature(msgspec.Struct, Generic[R], frozen=True):
     """A call that is described and not made yet.
 
     Attributes:
@@ -36,8 +36,8 @@ class Signature(Generic[R]):
 
     task: Task[..., R]
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
     immutable: bool = False
 
     def __repr__(self) -> str:

@@ -35,6 +35,7 @@ MAX_DEPTH = 64
 # A text this short cannot be nested too deeply: each level takes an opening and a closing bracket.
 _FLAT_BYTES = 2 * MAX_DEPTH + 1
 
+_SQUARE = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 # orjson rounds an offset to minutes, leaves out underscored fields and forgets what a subclass
@@ -113,9 +114,9 @@ def _may_be_deep(text: bytes) -> bool:
     if b'\\"' in text:  # a quote within a string: it cannot be told from those that end one
         return True
     outside_strings = b"".join(text.split(b'"')[::2])
-    brackets = outside_strings.translate(None, _NOT_BRACKETS)
+    brackets = outside_strings.translate(_SQUARE, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):  # each time the innermost level goes
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return False
     return True
@@ -124,7 +125,7 @@ def _may_be_deep(text: bytes) -> bool:
 def _is_deep(tree: object) -> bool:
     """Say whether lists and dicts nest beyond the limit, going down level by level."""
     level = [tree]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             item
             for parent in level

@@ -1,15 +1,17 @@
 """What a row is, as frozen data: jobs, their attempts, bundles, workers; and a job not yet written.
 
-Pure: builds these from rows, reads no clock and no database.
+Pure: builds these from rows, reads no clock and no database. Structs and not dataclasses: `import
+pgtasks` makes a dozen of them, at 0.02 ms instead of 1 ms each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
+
+import msgspec
 
 from pgtasks import codec
 
@@ -57,8 +59,7 @@ FINISHED = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobError:
+class JobError(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt failed: the exception's class as text, its message, the traceback as text."""
 
     type: str
@@ -80,8 +81,7 @@ class JobError:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt that ended without finishing the job."""
 
     attempt: int
@@ -91,8 +91,7 @@ class Attempt:
     error: JobError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to run a task, as it stands in the database.
 
     Arguments and result are kept as the JSON text that is stored and decoded on access, so that a job
@@ -122,7 +121,7 @@ class Job:
     reason: str | None = None
     cancel_requested: bool = False
     worker_id: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
     attempts: Sequence[Attempt] = ()
     result_json: str | None = None
     error: JobError | None = None
@@ -199,8 +198,7 @@ def attempts_from_json(value: Sequence[Mapping[str, Any]] | None) -> tuple[Attem
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs whose common end is tracked; a group makes one."""
 
     id: str
@@ -235,8 +233,7 @@ class Bundle:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class NewJob:
+class NewJob(msgspec.Struct, kw_only=True):
     """A job about to be written. Not frozen: it is made by the ten thousand, and never shared."""
 
     id: str
@@ -257,8 +254,7 @@ class NewJob:
     bundle_index: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewBundle:
+class NewBundle(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle about to be written, with its members counted already."""
 
     id: str
@@ -267,8 +263,7 @@ class NewBundle:
     origin: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFilter:
+class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which jobs to list: every condition that is not None must hold.
 
     Attributes:
@@ -294,8 +289,7 @@ class JobFilter:
     limit: int = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How many jobs and bundles there are in each state."""
 
     jobs: Mapping[JobState, int]
@@ -303,8 +297,7 @@ class Status:
     bundles: Mapping[Literal["running", "succeeded", "failed"], int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerInfo:
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A worker as it described itself at its last beat."""
 
     id: int
@@ -327,12 +320,10 @@ class WorkerInfo:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> WorkerInfo:
         """Build one from a row of the statement list_workers."""
-        names = cls.__slots__
-        return cls(**dict(zip(names, row, strict=True)))
+        return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueInfo:
+class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Depth of a queue by state, and the wait of its oldest ready job in seconds."""
 
     name: str
@@ -347,11 +338,10 @@ class QueueInfo:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> QueueInfo:
         """Build one from a row of the statement list_queues."""
-        return cls(**dict(zip(cls.__slots__, row, strict=True)))
+        return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimedJob:
+class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job that a worker holds right now."""
 
     worker_id: int
@@ -368,4 +358,4 @@ class ClaimedJob:
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> ClaimedJob:
         """Build one from a row of the statement list_claimed_jobs."""
-        return cls(**dict(zip(cls.__slots__, row, strict=True)))
+        return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
+
+import msgspec
 
 from pgtasks.errors import ConfigurationError
 from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
@@ -33,8 +34,7 @@ TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}")
 ExceptionTypes = tuple[type[BaseException], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskOptions:
+class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a task.
 
     Attributes:
@@ -99,8 +99,7 @@ class TaskOptions:
         return not self.ignore_result and self.keep_history
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a worker.
 
     Attributes:
@@ -223,7 +222,7 @@ def task_options(name: str, said: Mapping[str, Any]) -> TaskOptions:
     for option in ("retry_for", "no_retry_for", "throws"):
         if option in options:
             options[option] = _as_tuple(options[option])
-    known = {field.name for field in fields(TaskOptions)}
+    known = set(TaskOptions.__struct_fields__)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigurationError(

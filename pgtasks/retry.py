@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import isfinite
 from typing import Any, Protocol
+
+import msgspec
 
 from pgtasks.errors import ConfigurationError
 
@@ -46,8 +47,7 @@ class HasAttempt(Protocol):
 Delay = float | timedelta | datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class expo:  # noqa: N801 (used like a function, bare or called)
+class expo(msgspec.Struct, frozen=True, kw_only=True):  # noqa: N801 (used like a function, bare or called)
     """Wait exponentially longer: the k-th retry after `min(cap, factor * base**(k - 1))` s.
 
     Args:
@@ -79,8 +79,7 @@ class expo:  # noqa: N801 (used like a function, bare or called)
         return wait * random.random() if self.jitter else float(wait)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class linear:  # noqa: N801
+class linear(msgspec.Struct, frozen=True, kw_only=True):  # noqa: N801
     """Wait evenly longer: the k-th retry after `min(cap, step * k)` seconds.
 
     Args:
@@ -101,8 +100,7 @@ class linear:  # noqa: N801
         return float(min(self.cap, self.step * _retry_number(job)))
 
 
-@dataclass(frozen=True, slots=True)
-class fixed:  # noqa: N801
+class fixed(msgspec.Struct, frozen=True):  # noqa: N801
     """Wait equally long before each retry.
 
     Args:

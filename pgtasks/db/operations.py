@@ -6,9 +6,10 @@ No I/O here, no clock and no psycopg: `pgtasks.db.run` drives these, synchronous
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import msgspec
 
 from pgtasks.db.statements import Copy, Row, Rows, Statement, no_rows
 from pgtasks.errors import JobStateError, NotFoundError
@@ -38,7 +39,7 @@ COPY_FROM = 100
 BATCH = 1000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NEW_JOB_FIELDS = tuple(field.name for field in fields(NewJob))
+NEW_JOB_FIELDS = NewJob.__struct_fields__
 
 
 class StoredOutcome(NamedTuple):
@@ -76,7 +77,9 @@ def enqueue_job(job: NewJob) -> Statement[None]:
 def enqueue_jobs(jobs: Sequence[NewJob], bundle: NewBundle | None = None) -> Steps[None]:
     """Write many jobs, and the bundle that they are members of, in one transaction."""
     if bundle is not None:
-        yield Statement(name="insert_bundle", parameters=asdict(bundle), read=no_rows)
+        yield Statement(
+            name="insert_bundle", parameters=msgspec.structs.asdict(bundle), read=no_rows
+        )
     if len(jobs) >= COPY_FROM:
         relative = any(
             job.delay is not None or job.expires_in is not None or job.start_at for job in jobs

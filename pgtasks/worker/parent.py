@@ -18,19 +18,16 @@ import selectors
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, assert_never
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from pgtasks import events
 from pgtasks.errors import PgTasksError
 from pgtasks.worker import messages as msg
 from pgtasks.worker.children import Child, Pool, PreforkPool
-from pgtasks.worker.ledger import PROMOTE_LIMIT, Ledger, Phase
-from pgtasks.worker.link import Failed, Link, Reply, State, plain_array, text_array
+from pgtasks.worker.desk import Desk
+from pgtasks.worker.ledger import Ledger, Phase
+from pgtasks.worker.link import Link, State
 from pgtasks.worker.upkeep import Upkeep
 from pgtasks.worker.wire import pack_jobs
 
@@ -77,16 +74,15 @@ class Parent:
         self.options = options
         self.name = name
         self.queues = tuple(queues)
-        self.tasks = dict(tasks)
         self.pool = pool
         self.worker_id = 0
         self.ledger = Ledger(options, queues, time.monotonic())
         self._register = register
-        self._known_tasks = text_array(sorted(tasks))
         self._events: list[msg.Event] = []
         self._selector = selectors.DefaultSelector()
         self._registered: dict[int, tuple[int, object]] = {}
         self._work = Link(conninfo)
+        self._desk = Desk(self._work, queues, tasks, self._events.append)
         listen = [f'listen "{channel}"' for channel in _channels(queues)] if options.listen else []
         self._watch = Link(conninfo, listen)
         self._queue_of = dict(zip(_channels(queues), queues, strict=True))
@@ -117,16 +113,16 @@ class Parent:
             signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1)
-        self.worker_id = self._upkeep.worker_id = self._register()
+        self._set_worker_id(self._register())
         events.emit("worker.ready", worker=self.name, worker_id=self.worker_id, pid=os.getpid())
 
     def cycle(self) -> bool:
         """Wait, tell the ledger what happened, perform what it asks for; False when done."""
         self.wait()
         now = time.monotonic()
-        happened, self._events = self._events, []
-        for event in happened:
+        for event in self._events:
             self.ledger.handle(event, now)
+        self._events.clear()
         for command in self.ledger.commands(now):
             self.perform(command, now)
         self._upkeep.run(now)
@@ -311,34 +307,6 @@ class Parent:
                 child = self.pool.children.get(number)
                 if child is not None:
                     child.send(pack_jobs([(held.serial, held.row) for held in jobs]))
-            case msg.Finish(batch):
-                self._finish(batch, now)
-            case msg.Claim():
-                self._claim(command, now)
-            case msg.Look():
-                self._look(command, now)
-            case msg.Promote(queue):
-                parameters = {"queue": queue, "limit": PROMOTE_LIMIT}
-                done = partial(self._on_reply, command, msg.Promoted(queue))
-                self._work.submit([("promote_jobs", parameters)], done, now)
-            case msg.SetIdle(idle):
-                parameters = {"idle": idle, "worker_id": self.worker_id}
-                done = partial(self._on_reply, command, msg.IdleSet(idle))
-                self._work.submit([("set_idle", parameters)], done, now)
-            case msg.Release(jobs, claims):
-                self._give_back("release_jobs", command, jobs, claims, now)
-            case msg.Crash(jobs, claims):
-                for held in jobs:
-                    events.emit(
-                        "job.crashed",
-                        id=held.row.id,
-                        task=held.row.task,
-                        crashes=held.row.crashes + 1,
-                    )
-                self._give_back("crash_jobs", command, jobs, claims, now)
-            case msg.ReleaseLost(known):
-                parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
-                self._work.submit([("release_lost_claims", parameters)], _nothing, now)
             case msg.Spawn():
                 self._spawn()
             case msg.CloseChild(number):
@@ -349,7 +317,7 @@ class Parent:
                 if number in self.pool.children:
                     self.pool.children[number].kill()
             case _:
-                assert_never(command)
+                self._desk.perform(command, now)
 
     def _spawn(self) -> None:
         private = [
@@ -361,140 +329,6 @@ class Parent:
         child = self.pool.spawn(private)
         self._events.append(msg.ChildStarted(child.number))
         events.emit("child.started", pid=child.pid)
-
-    def _claim(self, order: msg.Claim, now: float) -> None:
-        token = str(uuid.uuid4())
-
-        def done(reply: Reply) -> None:
-            if isinstance(reply, list):
-                cost = time.monotonic() - now
-                self._events.append(msg.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
-            else:
-                self._refused(order, reply)
-
-        self._work.submit(
-            [
-                (
-                    "claim_jobs",
-                    {
-                        "queue": order.queue,
-                        "tasks": self._known_tasks,
-                        "high": plain_array(map(str, order.high)),
-                        "low": plain_array(map(str, order.low)),
-                        "after": plain_array(
-                            "NULL" if one is None else str(one) for one in order.after
-                        ),
-                        "limit": order.limit,
-                        "token": token,
-                        "worker_id": self.worker_id,
-                    },
-                )
-            ],
-            done,
-            now,
-            msg.ClaimedRow._make,
-        )
-
-    def _look(self, command: msg.Look, now: float) -> None:
-        def done(reply: Reply) -> None:
-            if isinstance(reply, list):
-                found = {queue: (ready, due_in) for queue, ready, due_in in reply}
-                self._events.append(msg.Looked(found))
-            else:
-                self._refused(command, reply)
-
-        parameters = {"tasks": self._known_tasks, "queues": list(self.queues)}
-        self._work.submit([("look", parameters)], done, now)
-
-    def _on_reply(
-        self,
-        command: msg.Look | msg.Claim | msg.Promote | msg.SetIdle,
-        event: msg.Event,
-        reply: Reply,
-    ) -> None:
-        if isinstance(reply, list):
-            self._events.append(event)
-        else:
-            self._refused(command, reply)
-
-    def _refused(
-        self, command: msg.Look | msg.Claim | msg.Promote | msg.SetIdle, reply: Reply
-    ) -> None:
-        if isinstance(reply, Failed):
-            events.emit(
-                "worker.refused",
-                statement=type(command).__name__,
-                sqlstate=reply.sqlstate,
-                why=reply.message,
-            )
-        self._events.append(msg.Refused(command))
-
-    def _finish(self, batch: msg.Batch, now: float) -> None:
-        ended = batch.ended
-        keep = [
-            "t" if one.kind != "succeeded" or self.tasks.get(one.held.row.task, True) else "f"
-            for one in ended
-        ]
-        parameters = {
-            "queue": text_array(one.held.row.queue for one in ended),
-            "id": plain_array(one.held.row.id for one in ended),
-            "token": plain_array(one.held.token for one in ended),
-            "outcome": plain_array(one.kind for one in ended),
-            "result": text_array(one.result for one in ended),
-            "error": text_array(None if one.error is None else _json(one.error) for one in ended),
-            "delay": plain_array("NULL" if one.delay is None else repr(one.delay) for one in ended),
-            "age": plain_array(
-                "NULL" if one.started is None else repr(now - one.started) for one in ended
-            ),
-            "keep": plain_array(keep),
-            "claims": plain_array(batch.claims),
-        }
-
-        def done(reply: Reply) -> None:
-            if isinstance(reply, list):
-                ids = frozenset(row[0] for row in reply)
-                self._events.append(msg.Written(batch, ids))
-                _tell_written(batch, ids)
-            elif isinstance(reply, Failed):
-                events.emit(
-                    "worker.refused", statement="Finish", sqlstate=reply.sqlstate, why=reply.message
-                )
-                reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
-                self._events.append(msg.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
-            else:
-                self._events.append(msg.Unwritten(batch, "lost", reply.message))
-
-        self._work.submit([("finish_jobs", parameters)], done, now)
-
-    def _give_back(
-        self,
-        statement: str,
-        command: msg.Release | msg.Crash,
-        jobs: Sequence[msg.Held],
-        claims: Sequence[str],
-        now: float,
-    ) -> None:
-        queues: dict[str, list[msg.Held]] = {}
-        for held in sorted(jobs, key=lambda held: held.row.id):
-            queues.setdefault(held.row.queue, []).append(held)
-        calls: list[tuple[str, Mapping[str, object]]] = [
-            (
-                statement,
-                {
-                    "queue": queue,
-                    "id": plain_array(held.row.id for held in rows),
-                    "token": plain_array(held.token for held in rows),
-                },
-            )
-            for queue, rows in sorted(queues.items())
-        ]
-        calls.append(("delete_claims", {"claims": plain_array(claims)}))
-
-        def done(reply: Reply) -> None:
-            if not isinstance(reply, list):
-                self._events.append(msg.Unreturned(command))
-
-        self._work.submit(calls, done, now)
 
     # Beats and stuck children
 
@@ -513,11 +347,14 @@ class Parent:
         }
         return state, running, stats
 
+    def _set_worker_id(self, worker_id: int) -> None:
+        self.worker_id = self._desk.worker_id = self._upkeep.worker_id = worker_id
+
     def _on_lease_lost(self) -> None:
         events.emit("worker.lease_lost", worker=self.name, worker_id=self.worker_id)
         self._events.append(msg.LeaseLost())
         try:
-            self.worker_id = self._upkeep.worker_id = self._register()
+            self._set_worker_id(self._register())
         except PgTasksError as error:
             events.emit("worker.refused", statement="register", sqlstate="", why=str(error))
 
@@ -556,7 +393,9 @@ class Parent:
         if self._work.state is State.UP and self.ledger.done:
             until = time.monotonic() + 2.0
             self._work.submit(
-                [("deregister_worker", {"worker_id": self.worker_id})], _nothing, time.monotonic()
+                [("deregister_worker", {"worker_id": self.worker_id})],
+                lambda reply: None,
+                time.monotonic(),
             )
             while self._work.busy and time.monotonic() < until:
                 selector = selectors.SelectSelector()
@@ -569,38 +408,3 @@ class Parent:
 def _channels(queues: Sequence[str]) -> list[str]:
     """Return the channels on which workers of these queues are woken; as pgtasks.wake_channel does."""
     return ["pgtasks_" + hashlib.sha256(queue.encode()).hexdigest()[:40] for queue in queues]
-
-
-def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
-    """Emit what became of the jobs of a batch, as far as anybody listens."""
-    for ended in batch.ended:
-        row = ended.held.row
-        late = row.id not in ids and not batch.again
-        if late:
-            name = "job.late"
-        elif ended.kind == "succeeded":
-            name = "job.finished"
-        else:
-            name = "job.retried" if ended.kind == "retry" else "job.failed"
-        if events.wanted(name):
-            error = ended.error or {}
-            events.emit(
-                name,
-                id=row.id,
-                task=row.task,
-                queue=row.queue,
-                attempt=row.attempt,
-                state=ended.kind,
-                duration=None if ended.started is None else ended.stopped - ended.started,
-                delay=ended.delay,
-                error=f"{error['type']}: {error['message']}" if error else None,
-                traceback=(error.get("traceback") or None) if name == "job.failed" else None,
-            )
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return orjson.dumps(value).decode()
-
-
-def _nothing(reply: Reply) -> None:
-    """Take a reply that changes nothing here."""

@@ -1,0 +1,258 @@
+"""What the ledger asks of the database: each command as a unit on the work connection.
+
+Every command is answered by exactly one event, also when the connection breaks; so the ledger always
+knows what is under way.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, assert_never
+
+import orjson
+
+from pgtasks import events
+from pgtasks.worker import messages as msg
+from pgtasks.worker.ledger import PROMOTE_LIMIT
+from pgtasks.worker.link import Failed, Link, Reply, plain_array, text_array
+
+DatabaseCommand = (
+    msg.Look
+    | msg.Claim
+    | msg.Promote
+    | msg.SetIdle
+    | msg.Finish
+    | msg.Release
+    | msg.Crash
+    | msg.ReleaseLost
+)
+Question = msg.Look | msg.Claim | msg.Promote | msg.SetIdle
+
+
+class Desk:
+    """Performs commands on the database and tells what came of them.
+
+    Args:
+        link: the work connection.
+        queues: which queues the worker serves.
+        tasks: name -> whether a success is kept in the history, of every task that it can run.
+        tell: takes the events.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        queues: Sequence[str],
+        tasks: Mapping[str, bool],
+        tell: Callable[[msg.Event], None],
+    ) -> None:
+        self.worker_id = 0
+        self._link = link
+        self._queues = list(queues)
+        self._tasks = tasks
+        self._known_tasks = text_array(sorted(tasks))
+        self._tell = tell
+
+    def perform(self, command: DatabaseCommand, now: float) -> None:
+        """Send what the command needs; the answer comes as an event."""
+        match command:
+            case msg.Finish(batch):
+                self._finish(batch, now)
+            case msg.Claim():
+                self._claim(command, now)
+            case msg.Look():
+                self._look(command, now)
+            case msg.Promote(queue):
+                parameters = {"queue": queue, "limit": PROMOTE_LIMIT}
+                done = partial(self._on_reply, command, msg.Promoted(queue))
+                self._link.submit([("promote_jobs", parameters)], done, now)
+            case msg.SetIdle(idle):
+                parameters = {"idle": idle, "worker_id": self.worker_id}
+                done = partial(self._on_reply, command, msg.IdleSet(idle))
+                self._link.submit([("set_idle", parameters)], done, now)
+            case msg.Release(jobs, claims):
+                self._give_back("release_jobs", command, jobs, claims, now)
+            case msg.Crash(jobs, claims):
+                for held in jobs:
+                    events.emit(
+                        "job.crashed",
+                        id=held.row.id,
+                        task=held.row.task,
+                        crashes=held.row.crashes + 1,
+                    )
+                self._give_back("crash_jobs", command, jobs, claims, now)
+            case msg.ReleaseLost(known):
+                parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
+                self._link.submit([("release_lost_claims", parameters)], _nothing, now)
+            case _:
+                assert_never(command)
+
+    def _claim(self, order: msg.Claim, now: float) -> None:
+        token = str(uuid.uuid4())
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                cost = time.monotonic() - now
+                self._tell(msg.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
+            else:
+                self._refused(order, reply)
+
+        self._link.submit(
+            [
+                (
+                    "claim_jobs",
+                    {
+                        "queue": order.queue,
+                        "tasks": self._known_tasks,
+                        "high": plain_array(map(str, order.high)),
+                        "low": plain_array(map(str, order.low)),
+                        "after": plain_array(
+                            "NULL" if one is None else str(one) for one in order.after
+                        ),
+                        "limit": order.limit,
+                        "token": token,
+                        "worker_id": self.worker_id,
+                    },
+                )
+            ],
+            done,
+            now,
+            msg.ClaimedRow._make,
+        )
+
+    def _look(self, command: msg.Look, now: float) -> None:
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                found = {queue: (ready, due_in) for queue, ready, due_in in reply}
+                self._tell(msg.Looked(found))
+            else:
+                self._refused(command, reply)
+
+        parameters = {"tasks": self._known_tasks, "queues": self._queues}
+        self._link.submit([("look", parameters)], done, now)
+
+    def _on_reply(
+        self,
+        command: Question,
+        event: msg.Event,
+        reply: Reply,
+    ) -> None:
+        if isinstance(reply, list):
+            self._tell(event)
+        else:
+            self._refused(command, reply)
+
+    def _refused(self, command: Question, reply: Reply) -> None:
+        if isinstance(reply, Failed):
+            events.emit(
+                "worker.refused",
+                statement=type(command).__name__,
+                sqlstate=reply.sqlstate,
+                why=reply.message,
+            )
+        self._tell(msg.Refused(command))
+
+    def _finish(self, batch: msg.Batch, now: float) -> None:
+        ended = batch.ended
+        keep = [
+            "t" if one.kind != "succeeded" or self._tasks.get(one.held.row.task, True) else "f"
+            for one in ended
+        ]
+        parameters = {
+            "queue": text_array(one.held.row.queue for one in ended),
+            "id": plain_array(one.held.row.id for one in ended),
+            "token": plain_array(one.held.token for one in ended),
+            "outcome": plain_array(one.kind for one in ended),
+            "result": text_array(one.result for one in ended),
+            "error": text_array(None if one.error is None else _json(one.error) for one in ended),
+            "delay": plain_array("NULL" if one.delay is None else repr(one.delay) for one in ended),
+            "age": plain_array(
+                "NULL" if one.started is None else repr(now - one.started) for one in ended
+            ),
+            "keep": plain_array(keep),
+            "claims": plain_array(batch.claims),
+        }
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                ids = frozenset(row[0] for row in reply)
+                self._tell(msg.Written(batch, ids))
+                _tell_written(batch, ids)
+            elif isinstance(reply, Failed):
+                events.emit(
+                    "worker.refused", statement="Finish", sqlstate=reply.sqlstate, why=reply.message
+                )
+                reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
+                self._tell(msg.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
+            else:
+                self._tell(msg.Unwritten(batch, "lost", reply.message))
+
+        self._link.submit([("finish_jobs", parameters)], done, now)
+
+    def _give_back(
+        self,
+        statement: str,
+        command: msg.Release | msg.Crash,
+        jobs: Sequence[msg.Held],
+        claims: Sequence[str],
+        now: float,
+    ) -> None:
+        queues: dict[str, list[msg.Held]] = {}
+        for held in sorted(jobs, key=lambda held: held.row.id):
+            queues.setdefault(held.row.queue, []).append(held)
+        calls: list[tuple[str, Mapping[str, object]]] = [
+            (
+                statement,
+                {
+                    "queue": queue,
+                    "id": plain_array(held.row.id for held in rows),
+                    "token": plain_array(held.token for held in rows),
+                },
+            )
+            for queue, rows in sorted(queues.items())
+        ]
+        calls.append(("delete_claims", {"claims": plain_array(claims)}))
+
+        def done(reply: Reply) -> None:
+            if not isinstance(reply, list):
+                self._tell(msg.Unreturned(command))
+
+        self._link.submit(calls, done, now)
+
+
+def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
+    """Emit what became of the jobs of a batch, as far as anybody listens."""
+    for ended in batch.ended:
+        row = ended.held.row
+        late = row.id not in ids and not batch.again
+        if late:
+            name = "job.late"
+        elif ended.kind == "succeeded":
+            name = "job.finished"
+        else:
+            name = "job.retried" if ended.kind == "retry" else "job.failed"
+        if events.wanted(name):
+            error = ended.error or {}
+            events.emit(
+                name,
+                id=row.id,
+                task=row.task,
+                queue=row.queue,
+                attempt=row.attempt,
+                state=ended.kind,
+                duration=None if ended.started is None else ended.stopped - ended.started,
+                delay=ended.delay,
+                error=f"{error['type']}: {error['message']}" if error else None,
+                traceback=(error.get("traceback") or None) if name == "job.failed" else None,
+            )
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _nothing(reply: Reply) -> None:
+    """Take a reply that changes nothing here."""
