@@ -71,7 +71,6 @@ class expo(msgspec.Struct, frozen=True, kw_only=True):  # noqa: N801 (used like 
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
         """Return the wait before the next attempt, in seconds."""
-        """Return the wait before the next attempt, in seconds."""
         try:
             wait = min(self.cap, self.factor * float(self.base) ** (_retry_number(job) - 1))
         except OverflowError:
@@ -96,7 +95,6 @@ class linear(msgspec.Struct, frozen=True, kw_only=True):  # noqa: N801
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
         """Return the wait before the next attempt, in seconds."""
-        """Return the wait before the next attempt, in seconds."""
         return float(min(self.cap, self.step * _retry_number(job)))
 
 
@@ -113,7 +111,6 @@ class fixed(msgspec.Struct, frozen=True):  # noqa: N801
         _require_number("fixed", "seconds", self.seconds)
 
     def __call__(self, job: HasAttempt, error: BaseException) -> float:
-        """Return the wait before the next attempt, in seconds."""
         """Return the wait before the next attempt, in seconds."""
         return float(self.seconds)
 

@@ -83,8 +83,9 @@ class Child:
         _signal(self.pid, ASK)
 
     def kill(self) -> None:
-        """Kill it."""
-        _signal(self.pid, signal.SIGKILL)
+        """Kill it; what runs in this very process cannot be killed, and ends in its own time."""
+        if self.pid != os.getpid():
+            _signal(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close what is left of a child that is gone."""

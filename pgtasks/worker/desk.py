@@ -16,8 +16,10 @@ import orjson
 
 from pgtasks import events
 from pgtasks.worker import messages as msg
-from pgtasks.worker.ledger import PROMOTE_LIMIT
 from pgtasks.worker.link import Failed, Link, Reply, plain_array, text_array
+
+# How many due jobs one statement makes ready at most.
+PROMOTE_LIMIT = 1000
 
 DatabaseCommand = (
     msg.Look

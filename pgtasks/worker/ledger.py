@@ -15,9 +15,8 @@ Promises, which the property tests drive through any order of events
       run again alone
     - nothing is claimed while draining, and what had not been sent is released
 
-How many jobs are claimed ahead and lie in a pipe follows the measured duration of their task: many of
-microseconds, none extra of long ones. An unmeasured task counts as long. An estimate rises at once and
-falls slowly, so that a task that is sometimes long is treated as long.
+`Intake` decides which queue to ask and when; `Pace` knows how long jobs take. How many are claimed ahead
+and lie in a pipe follows from that: many of microseconds, none extra of long ones.
 """
 
 from __future__ import annotations
@@ -30,13 +29,11 @@ from itertools import chain
 from typing import assert_never
 
 from pgtasks.options import MAX_CRASHES, WorkerOptions
+from pgtasks.worker.intake import Intake
 from pgtasks.worker.messages import (
-    HIGHEST,
-    LOWEST,
     Batch,
     ChildDied,
     ChildStarted,
-    Claim,
     Claimed,
     ClaimedRow,
     CloseChild,
@@ -51,16 +48,13 @@ from pgtasks.worker.messages import (
     IdleSet,
     KillChild,
     LeaseLost,
-    Look,
     Looked,
-    Promote,
     Promoted,
     Refused,
     Release,
     ReleaseLost,
     Reported,
     Send,
-    SetIdle,
     Spawn,
     StopAsked,
     Unreturned,
@@ -68,11 +62,7 @@ from pgtasks.worker.messages import (
     Woken,
     Written,
 )
-
-# How much work, in seconds, is claimed ahead of the children, and how much lies in one pipe. A claim
-# and its reply take 3 to 10 ms under load, so 50 ms never run dry (benchmarks/drain.py).
-AHEAD = 0.05
-IN_PIPE = 0.01
+from pgtasks.worker.pace import IN_PIPE, Pace
 
 # A finish waits so long for more outcomes, while short jobs are under way.
 FLUSH_DELAY = 0.004
@@ -81,26 +71,11 @@ FLUSH_BATCH = 500
 # A finish that the server refused for a passing reason (deadlock, time-out) is tried again after this.
 WRITE_AGAIN = 0.1
 
-# Polling: the first look after work ran out, and how the interval grows.
-FIRST_POLL = 0.002
-POLL_GROWTH = 1.5
-# From this interval on the worker asks enqueuers for NOTIFY; below, it polls fast enough.
-IDLE_POLL = 0.03
-# So many claims with jobs within a second mean busy: NOTIFY is not asked for any longer.
-BUSY_CLAIMS = 50
-
-# Between two looks while busy: scheduled jobs and queues that filled up are found by these.
-LOOK_INTERVAL = 0.5
-# Between two claims without cursor of one queue, and how little of the time they may take.
-SWEEP_INTERVAL = 1.0
-SWEEP_SHARE = 0.05
-
-# A job that waits in the parent longer than this is given back, for others to take.
+# If no job could be sent for so long, those that wait in the parent are given back, for others to take.
 WAIT_LIMIT = 5.0
 
-PROMOTE_LIMIT = 1000
-MAX_QUEUES_A_ROUND = 8
-MAX_CURSORS = 32
+# A child that dies before its first job (a hook of the app raised) is followed by another after this.
+SPAWN_AGAIN = 1.0
 
 
 class Phase(Enum):
@@ -116,8 +91,9 @@ class Phase(Enum):
 class _Child:
     """What the ledger knows of one child."""
 
-    pipe: dict[int, Held] = field(default_factory=dict)  # sent and not reported, in order
-    load: float = 0.0  # estimated seconds of work in the pipe
+    # What was sent and not reported, in order, with the seconds that each was expected to take.
+    pipe: dict[int, tuple[Held, float]] = field(default_factory=dict)
+    load: float = 0.0  # the sum of these
     reported: int = 0  # outcomes so far
     closing: bool = False
 
@@ -133,7 +109,6 @@ class Ledger:
 
     def __init__(self, options: WorkerOptions, queues: Sequence[str], now: float) -> None:
         self.options = options
-        self.queues = tuple(queues)
         self.phase = Phase.STARTING
         self.connected = False
 
@@ -148,30 +123,16 @@ class Ledger:
         self.to_release: list[Held] = []
         self.to_crash: list[Held] = []
         self.serial = 0
-
-        self.estimates: dict[str, float] = {}  # seconds a job, by task
-        self.pace: float | None = None  # seconds a job, over all
         self.short_in_pipes = 0
+        self.pace = Pace()
+        self.intake = Intake(queues, options.poll_interval, options.listen, now)
 
-        self.hot: dict[str, None] = {}  # queues that may have something ready, in turn
-        self.cursors: dict[str, dict[int, int]] = {}
-        self.next_sweep: dict[str, float] = {}
-        self.due: dict[str, float] = {}
-        self.poll = FIRST_POLL
-        self.next_look = now
-        self.idle = False
-        self.busy_since = now
-        self.busy_claims = 0
-
-        self.claiming = 0
-        self.looking = False
         self.writing = False
         self.write_after = now
-        self.promoting: set[str] = set()
-        self.setting_idle = False
         self.must_release_lost = False
 
         self.spawning = 0
+        self.spawn_after = now
         self.drain_deadline: float | None = None
         self.killing = False
         self.late = 0
@@ -191,27 +152,20 @@ class Ledger:
                 self._written(event)
             case Unwritten():
                 self._unwritten(event, now)
-            case Looked():
-                self._looked(event, now)
+            case Looked(queues):
+                self.intake.looked(queues, now)
             case Promoted(queue):
-                self.promoting.discard(queue)
-                self._heat(queue)
-                self.next_look = min(self.next_look, now)
+                self.intake.promoted(queue, now)
             case IdleSet(idle):
-                self.setting_idle = False
-                if idle:
-                    self.next_look = now
+                self.intake.idle_set(idle, now)
+            case Refused(question):
+                self.intake.refused(question, now)
+            case Woken(woken):
+                self.intake.woken(woken, now)
             case Unreturned(returned):
                 jobs = self.to_release if isinstance(returned, Release) else self.to_crash
                 jobs += returned.jobs
                 self.ended_claims += returned.claims
-            case Refused(command):
-                self._refused(command, now)
-            case Woken(queue):
-                for one in self.queues if queue is None else (queue,):
-                    self._heat(one)
-                self.poll = FIRST_POLL
-                self.next_look = min(self.next_look, now)
             case ChildStarted(child):
                 self.spawning -= 1
                 self.children[child] = _Child()
@@ -233,50 +187,20 @@ class Ledger:
         if not self.outcomes:
             self.first_outcome_at = now
         for serial, kind, result, error, delay, started, stopped in event.records:
-            held = child.pipe.pop(serial, None)
-            if held is None:  # reported twice: by pipe, and on the slate of a child that died then
+            sent = child.pipe.pop(serial, None)
+            if sent is None:  # reported twice: by pipe, and on the slate of a child that died then
                 continue
+            held, expected = sent
             child.reported += 1
-            self._unload(child, held)
-            self._measure(held.row.task, stopped - started)
+            child.load = child.load - expected if child.pipe else 0.0
+            self.short_in_pipes -= expected < IN_PIPE
+            self.pace.measure(held.row.task, stopped - started)
             self.outcomes.append(Ended(held, kind, result, error, delay, started, stopped))
 
-    def _measure(self, task: str, seconds: float) -> None:
-        old = self.estimates.get(task)
-        if old is None:
-            self.estimates[task] = seconds
-        elif seconds > old:
-            self.estimates[task] = old + (seconds - old) * 0.5
-        else:
-            self.estimates[task] = old + (seconds - old) * 0.02
-        pace = self.pace
-        self.pace = (
-            seconds if pace is None else pace + (seconds - pace) * (0.2 if seconds > pace else 0.02)
-        )
-
-    def _unload(self, child: _Child, held: Held) -> None:
-        """Take a job's estimate off a child's load; an empty pipe is exactly 0 again."""
-        estimate = self.estimates.get(held.row.task)
-        if estimate is not None and estimate < IN_PIPE:
-            self.short_in_pipes = max(0, self.short_in_pipes - 1)
-        child.load = child.load - (estimate or 0.0) if child.pipe else 0.0
-
     def _claimed(self, event: Claimed, now: float) -> None:
-        order, rows = event.order, event.rows
-        self.claiming -= 1
-        if order.sweep:
-            self.next_sweep[order.queue] = now + max(SWEEP_INTERVAL, event.cost / SWEEP_SHARE)
-        if rows:
-            self._take(rows, event.token, now)
-            self._advance(order, rows)
-            self._count_claim(now)
-            self.poll = FIRST_POLL
-        if len(rows) < order.limit:
-            if order.sweep or now < self.next_sweep.get(order.queue, 0.0):
-                self.hot.pop(order.queue, None)
-                self.next_look = min(self.next_look, now + self.poll)
-            else:
-                self.next_sweep[order.queue] = now  # it looks empty: sweep before saying so
+        self.intake.claimed(event.order, event.rows, event.cost, now)
+        if event.rows:
+            self._take(event.rows, event.token, now)
 
     def _take(self, rows: Sequence[ClaimedRow], token: str, now: float) -> None:
         """Add claimed jobs to those that wait, in order of priority and age."""
@@ -304,24 +228,6 @@ class Ledger:
         else:
             self.waiting.extend(taken)
 
-    def _advance(self, order: Claim, rows: Sequence[ClaimedRow]) -> None:
-        """Move the cursors behind what was claimed; a sweep that stopped at its limit sets them back."""
-        cursors = self.cursors.setdefault(order.queue, {})
-        newest: dict[int, int] = {}
-        for row in rows:
-            if row.seq > newest.get(row.priority, 0):
-                newest[row.priority] = row.seq
-        stopped_short = order.sweep and len(rows) >= order.limit
-        for priority, seq in newest.items():
-            cursors[priority] = seq if stopped_short else max(seq, cursors.get(priority, 0))
-        while len(cursors) > MAX_CURSORS:
-            del cursors[min(cursors)]
-
-    def _count_claim(self, now: float) -> None:
-        if now - self.busy_since > 1.0:
-            self.busy_since, self.busy_claims = now, 0
-        self.busy_claims += 1
-
     def _end(self, ended: Ended, now: float) -> None:
         if not self.outcomes:
             self.first_outcome_at = now
@@ -335,8 +241,7 @@ class Ledger:
                 self.finished[row.task] = self.finished.get(row.task, 0) + 1
                 self.ended_by_kind[ended.kind] = self.ended_by_kind.get(ended.kind, 0) + 1
                 if ended.kind == "retry":
-                    due = ended.stopped + (ended.delay or 0.0)
-                    self.due[row.queue] = min(self.due.get(row.queue, due), due)
+                    self.intake.scheduled(row.queue, ended.stopped + (ended.delay or 0.0))
             else:
                 self.late += 1
 
@@ -356,58 +261,12 @@ class Ledger:
         else:
             self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], batch.claims))
 
-    def _looked(self, event: Looked, now: float) -> None:
-        self.looking = False
-        found = False
-        for queue, (ready, due_in) in event.queues.items():
-            if ready:
-                found = True
-                if queue not in self.hot:
-                    self._heat(queue)
-                    # It may lie behind the cursor, since seq order is not commit order.
-                    self.next_sweep[queue] = min(self.next_sweep.get(queue, now), now)
-            if due_in is None:
-                self.due.pop(queue, None)
-            else:
-                self.due[queue] = now + due_in
-        if found or self.hot:
-            self.next_look = now + LOOK_INTERVAL
-        else:
-            self.poll = min(self.poll * POLL_GROWTH, self.options.poll_interval)
-            self.next_look = now + self.poll
-
-    def _refused(self, command: Look | Claim | Promote | SetIdle, now: float) -> None:
-        match command:
-            case Look():
-                self.looking = False
-            case Claim(queue):
-                self.claiming -= 1
-                self.hot.pop(queue, None)
-            case Promote(queue):
-                self.promoting.discard(queue)
-            case SetIdle(idle):
-                self.setting_idle = False
-                self.idle = not idle
-            case _:
-                assert_never(command)
-        self.poll = max(self.poll, IDLE_POLL)
-        self.next_look = now + self.poll
-
-    def _heat(self, queue: str) -> None:
-        if queue in self.queues:
-            self.hot.setdefault(queue)
-
     def _connected(self, now: float) -> None:
         self.connected = True
         if self.phase is Phase.STARTING:
             self.phase = Phase.RUNNING
         self.must_release_lost = True
-        self.claiming, self.looking, self.setting_idle = 0, False, False
-        self.promoting.clear()
-        self.cursors.clear()
-        self.next_sweep.clear()
-        self.idle = False
-        self.poll, self.next_look = FIRST_POLL, now
+        self.intake.connected(now)
 
     def _child_died(self, event: ChildDied, now: float) -> None:
         child = self.children.pop(event.child, None)
@@ -415,10 +274,10 @@ class Ledger:
             self.spawning -= 1
             return
         begun = min(max(0, event.begun - child.reported), len(child.pipe))
-        rest = list(child.pipe.values())
-        for held in rest:
-            if self.estimates.get(held.row.task, IN_PIPE) < IN_PIPE:
-                self.short_in_pipes = max(0, self.short_in_pipes - 1)
+        if not event.begun:
+            self.spawn_after = now + SPAWN_AGAIN
+        self.short_in_pipes -= sum(expected < IN_PIPE for _, expected in child.pipe.values())
+        rest = [held for held, _ in child.pipe.values()]
         running, unbegun = rest[:begun], rest[begun:]
         if self.killing or len(running) > 1:
             self.to_release += running
@@ -478,12 +337,13 @@ class Ledger:
             yield from self._give_back(now)
             yield from self._finish(now)
         if self.phase is Phase.RUNNING:
-            while len(self.children) + self.spawning < self.options.concurrency:
-                self.spawning += 1
-                yield Spawn()
-            yield from self._send()
+            if now >= self.spawn_after:
+                while len(self.children) + self.spawning < self.options.concurrency:
+                    self.spawning += 1
+                    yield Spawn()
+            yield from self._send(now)
             if self.connected:
-                yield from self._fetch(now)
+                yield from self.intake.questions(self._want(), now)
         elif self.phase is Phase.DRAINING:
             yield from self._drain()
 
@@ -491,7 +351,7 @@ class Ledger:
         if self.must_release_lost:
             self.must_release_lost = False
             yield ReleaseLost(tuple(self._own_tokens()))
-        if self.waiting and now - self.waiting_since > WAIT_LIMIT:
+        if self.waiting and (self.phase is Phase.DRAINING or now - self.waiting_since > WAIT_LIMIT):
             self.to_release += self.waiting
             self.waiting.clear()
         for kind, jobs in ((Release, self.to_release), (Crash, self.to_crash)):
@@ -534,7 +394,7 @@ class Ledger:
             self.writing = True
             yield Finish(Batch(batch, self._take_ended_claims()))
 
-    def _send(self) -> Iterator[Command]:
+    def _send(self, now: float) -> Iterator[Command]:
         """Share what waits among the children, the least loaded first."""
         if not self.waiting:
             return
@@ -552,23 +412,24 @@ class Ledger:
             share = -(-len(self.waiting) // (len(ready) - position))
             jobs = self._fill(child, min(share, self.options.prefetch - len(child.pipe)))
             if jobs:
+                self.waiting_since = now
                 yield Send(number, jobs)
 
     def _fill(self, child: _Child, most: int) -> list[Held]:
         jobs: list[Held] = []
         while self.waiting and len(jobs) < max(most, 1):
             held = self.waiting[0]
-            estimate = self.estimates.get(held.row.task)
-            alone = estimate is None or estimate >= IN_PIPE or held.row.crashes > 0
+            # One that took its process down before runs with nothing behind it.
+            expected = IN_PIPE if held.row.crashes else self.pace.expect(held.row.task)
+            alone = expected >= IN_PIPE
             if child.pipe and (alone or child.load >= IN_PIPE or most < 1):
                 break
             self.waiting.popleft()
-            child.pipe[held.serial] = held
+            child.pipe[held.serial] = (held, expected)
+            child.load += expected
             jobs.append(held)
             if alone:
-                child.load += max(estimate or IN_PIPE, IN_PIPE)
                 break
-            child.load += estimate or 0.0
             self.short_in_pipes += 1
         return jobs
 
@@ -578,66 +439,16 @@ class Ledger:
 
     def target(self) -> int:
         """Return how many jobs this worker wants to hold: what runs, and what the pace says beyond."""
-        extra = 0 if self.pace is None else int(AHEAD / max(self.pace, 1e-6))
-        return self.options.concurrency * (1 + min(self.options.prefetch, extra))
+        return self.options.concurrency * (1 + self.pace.ahead(self.options.prefetch))
 
-    def _fetch(self, now: float) -> Iterator[Command]:
-        for queue, due in self.due.items():
-            if due <= now and queue not in self.promoting:
-                self.promoting.add(queue)
-                self.due[queue] = now + LOOK_INTERVAL  # until the look that follows says
-                yield Promote(queue)
-        yield from self._claim(now)
-        if not self.looking and now >= self.next_look:
-            self.looking = True
-            yield Look()
-        if self.options.listen and not self.setting_idle:
-            if not self.idle and self.poll >= IDLE_POLL and not self.hot:
-                self.idle = self.setting_idle = True
-                yield SetIdle(True)
-            elif self.idle and self.busy_claims >= BUSY_CLAIMS and now - self.busy_since <= 1.0:
-                self.idle, self.setting_idle = False, True
-                yield SetIdle(False)
-
-    def _claim(self, now: float) -> Iterator[Command]:
-        if self.claiming or not self.hot or not self.children:
-            return
-        target, held = self.target(), self.held_count()
-        want = min(target - held, self.options.claim_batch)
-        # Half a batch is worth a claim; less only if a child has nothing to do.
-        if want <= 0 or (want < min(target, self.options.claim_batch) // 2 and self.waiting):
-            return
-        queues = list(self.hot)[:MAX_QUEUES_A_ROUND]
-        share = -(-want // len(queues))
-        for queue in queues:
-            self.hot.pop(queue)
-            self.hot[queue] = None  # to the end of the turn
-            self.claiming += 1
-            yield self._order(queue, share, now)
-
-    def _order(self, queue: str, limit: int, now: float) -> Claim:
-        """Build a claim: from the cursors and the gaps between them, or a sweep when one is due."""
-        cursors = self.cursors.get(queue)
-        if not cursors or now >= self.next_sweep.get(queue, 0.0):
-            return Claim(queue, limit, sweep=True)
-        high: list[int] = []
-        low: list[int] = []
-        after: list[int | None] = []
-        top = HIGHEST
-        for priority in sorted(cursors, reverse=True):
-            if priority < top:
-                high.append(top)
-                low.append(priority + 1)
-                after.append(None)
-            high.append(priority)
-            low.append(priority)
-            after.append(cursors[priority])
-            top = priority - 1
-        if top >= LOWEST:
-            high.append(top)
-            low.append(LOWEST)
-            after.append(None)
-        return Claim(queue, limit, tuple(high), tuple(low), tuple(after))
+    def _want(self) -> int:
+        """Return how many jobs to claim now: half a batch or more; fewer only if nothing waits."""
+        if not self.children:
+            return 0
+        target = self.target()
+        want = min(target - self.held_count(), self.options.claim_batch)
+        worth_it = want >= min(target, self.options.claim_batch) // 2 or not self.waiting
+        return want if worth_it else 0
 
     def _drain(self) -> Iterator[Command]:
         empty = True
@@ -652,6 +463,8 @@ class Ledger:
             and not (
                 self.outcomes or self.parts or self.writing or self.to_release or self.to_crash
             )
+            # Jobs that are being claimed right now would stay behind.
+            and not (self.connected and (self.intake.claiming or self.waiting))
         ):
             self.phase = Phase.STOPPED
 
@@ -665,13 +478,14 @@ class Ledger:
     def next_wake(self, now: float) -> float:
         """Return the moment at which `commands` has something to do even if nothing happens."""
         moments = [now + 1.0]
-        if self.outcomes and not self.writing:
-            moments.append(self.first_outcome_at + FLUSH_DELAY)
+        if self.connected and not self.writing:
+            if self.parts:
+                moments.append(self.write_after)
+            elif self.outcomes:
+                moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
         if self.phase is Phase.RUNNING and self.connected:
-            if not self.looking:
-                moments.append(self.next_look)
-            moments += [due for queue, due in self.due.items() if queue not in self.promoting]
-        if self.drain_deadline is not None:
+            moments.append(self.intake.next_wake())
+        if self.drain_deadline is not None and not self.killing:
             moments.append(self.drain_deadline)
         return min(moments)
 
@@ -681,7 +495,7 @@ class Ledger:
         for number, child in self.children.items():
             count = begun.get(number, 0) - child.reported
             if count > 0:
-                found += list(child.pipe.values())[:count]
+                found += [held for held, _ in list(child.pipe.values())[:count]]
         return found
 
     def stuck(self, begun: Mapping[int, int]) -> Iterable[int]:

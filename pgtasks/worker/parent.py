@@ -393,7 +393,10 @@ class Parent:
         if self._work.state is State.UP and self.ledger.done:
             until = time.monotonic() + 2.0
             self._work.submit(
-                [("deregister_worker", {"worker_id": self.worker_id})],
+                [
+                    ("release_lost_claims", {"worker_id": self.worker_id, "known": "{}"}),
+                    ("deregister_worker", {"worker_id": self.worker_id}),
+                ],
                 lambda reply: None,
                 time.monotonic(),
             )

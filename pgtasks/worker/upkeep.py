@@ -24,6 +24,7 @@ PARK_EVERY = 10.0
 PARK_AFTER = 60.0  # an unknown task waits so long for a worker that knows it
 PARK_LIMIT = 1000
 UNPARK_EVERY = 5.0
+ORPHANS_EVERY = 10.0
 LISTENERS_EVERY = 60.0
 
 
@@ -59,7 +60,15 @@ class Upkeep:
         self._lease_lost = lease_lost
         self._leases = LeaseWatch(options.lease, gap=2 * options.beat + 1.0)
         self._due: dict[Callable[[float], None], float] = dict.fromkeys(
-            (self.beat, self.watch, self.maintain, self.park, self.unpark, self.forget_listeners),
+            (
+                self.beat,
+                self.watch,
+                self.maintain,
+                self.park,
+                self.unpark,
+                self.release_orphans,
+                self.forget_listeners,
+            ),
             0.0,
         )
 
@@ -176,6 +185,11 @@ class Upkeep:
             self._submit(
                 "unpark_known", {"queue": queue, "tasks": list(self._tasks)}, _nothing, now
             )
+
+    def release_orphans(self, now: float) -> None:
+        """Give back what is claimed for workers that are no longer registered."""
+        self._again(self.release_orphans, now, ORPHANS_EVERY)
+        self._submit("release_orphaned_claims", {}, _nothing, now)
 
     def forget_listeners(self, now: float) -> None:
         """Remove the rows of processes that died while they waited for results."""

@@ -48,6 +48,19 @@ select pgtasks.rescue_worker(%(worker_id)s::bigint, %(beat)s::bigint)
 -- Removes a worker that stopped with nothing in hand.
 delete from pgtasks.worker where id = %(worker_id)s::bigint
 
+-- name: release_orphaned_claims
+-- Gives back what is claimed for a worker that is no longer registered: a claim that was under way while
+-- its worker was declared dead.
+with orphaned as (
+    delete from pgtasks.claim c
+    where not exists (select from pgtasks.worker w where w.id = c.worker_id)
+    returning c.queue, c.token, c.job_ids
+)
+update pgtasks.job j
+set token = null, worker_id = null, started_at = null, attempt = j.attempt - 1
+from orphaned o
+where j.queue = o.queue and j.id = any(o.job_ids) and j.token = o.token
+
 -- name: maintain_history
 -- Creates the partitions of the days to come and drops the expired ones.
 select pgtasks.maintain_history(%(keep)s::float8 * interval '1 second')
