@@ -100,6 +100,7 @@ class Pools:
         with self._lock:
             self._drop_inherited()
             if self._pool is None:
+                self.connect().close()  # the pool would only time out; this says at once what is wrong
                 self._pool = ConnectionPool(
                     conninfo(self.dsn),
                     kwargs={"autocommit": True},
@@ -115,6 +116,7 @@ class Pools:
         with self._lock:
             self._drop_inherited()
         address = await asyncio.to_thread(conninfo, self.dsn)  # may start a server
+        await asyncio.to_thread(lambda: self.connect().close())  # says at once what is wrong
         loop = asyncio.get_running_loop()
         pool = self._async_pools.get(loop)
         if pool is None:

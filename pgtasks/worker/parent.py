@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pgtasks.worker.host import Identity
 
 RECONNECT_FIRST = 0.1  # seconds, doubling with jitter up to…
-RECONNECT_CAP = 5.0
+RECONNECT_CAP = 2.0
 # How often children are looked at that have something to report behind a long job, in seconds.
 ASK_EVERY = 0.02
 # After the grace period, how long a database that is away is waited for, in seconds.
