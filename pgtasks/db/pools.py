@@ -7,6 +7,7 @@ sockets are the parent's; so gunicorn --preload and a second ``asyncio.run`` bot
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
@@ -110,6 +111,8 @@ class Pools:
                     name="pgtasks",
                     open=True,
                 )
+                # Its threads must end before the interpreter does.
+                atexit.register(_close_at_exit, weakref.ref(self))
             return self._pool
 
     async def _aopen(self) -> AsyncConnectionPool[AsyncConnection]:
@@ -138,6 +141,12 @@ class Pools:
             self._pool = None
             self._async_pools = weakref.WeakKeyDictionary()
             self._pid = os.getpid()
+
+
+def _close_at_exit(pools: weakref.ref[Pools]) -> None:
+    alive = pools()
+    if alive is not None:
+        alive.close()
 
 
 def no_answer(dsn: str, error: BaseException) -> str:
