@@ -3,6 +3,7 @@
 from pgtasks.app import App
 from pgtasks.canvas import Signature, group
 from pgtasks.context import current_app, current_job, current_request
+from pgtasks.eager import EagerResult
 from pgtasks.errors import (
     ConfigurationError,
     ConnectError,
@@ -32,7 +33,7 @@ from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Sta
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
 from pgtasks.registry import shared_task
-from pgtasks.result import AsyncResult, EagerResult, GroupResult
+from pgtasks.result import AsyncResult, GroupResult
 from pgtasks.retry import expo, fixed, linear
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__

@@ -23,13 +23,14 @@ from pgtasks.context import (
     ignoring_var,
     remember_app,
 )
+from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.ids import new_id
 from pgtasks.job import Bundle, NewBundle, NewJob
 from pgtasks.management import Management
 from pgtasks.options import check_task_name
 from pgtasks.registry import Registry, Route
-from pgtasks.result import AsyncResult, EagerGroupResult, EagerResult, GroupResult
+from pgtasks.result import AsyncResult, GroupResult
 from pgtasks.task import Task, apply_call_options
 
 if TYPE_CHECKING:

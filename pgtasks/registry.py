@@ -23,9 +23,9 @@ from typing import (
 )
 
 from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
+from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
 from pgtasks.options import check_queue_name, task_options
-from pgtasks.result import OWN_ERRORS, builtin_error
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
 if TYPE_CHECKING:

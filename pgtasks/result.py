@@ -6,35 +6,21 @@ by notification, and polls beneath it, since a notification may be lost.
 
 from __future__ import annotations
 
-import builtins
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pgtasks import codec
 from pgtasks.context import current_request
-from pgtasks.errors import (
-    JobCancelledError,
-    JobExpiredError,
-    JobFailedError,
-    MaxRetriesExceededError,
-    NotFoundError,
-    ResultTimeoutError,
-    TaskFailedError,
-)
-from pgtasks.job import Bundle, Job, JobError, JobState
+from pgtasks.errors import NotFoundError
+from pgtasks.failure import rebuild_error
+from pgtasks.job import Bundle, Job, JobState
+from pgtasks.waiting import await_, wait
 
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.db.operations import StoredOutcome
 
 R = TypeVar("R")
-T = TypeVar("T")
-
-FIRST_POLL = 0.05  # seconds between two looks, growing to…
-LAST_POLL = 1.0
 
 
 class AsyncResult(Generic[R]):
@@ -236,78 +222,6 @@ class AsyncResult(Generic[R]):
         return rebuild_error(self.app, self.id, outcome.state, outcome.error)
 
 
-class EagerResult(AsyncResult[R]):
-    """The result of a job that ran at once in the caller: all is known, and no database is asked."""
-
-    def __init__(
-        self,
-        id: str,
-        app: App,
-        task_name: str,
-        *,
-        state: JobState,
-        value: R | None,
-        error: BaseException | None,
-        error_info: JobError | None,
-        attempt: int,
-    ) -> None:
-        super().__init__(id, app, task_name)
-        self._state = state
-        self._value = value
-        self._error = error
-        self._error_info = error_info
-        self._attempt = attempt
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the result, or raise what the job ended with."""
-        if propagate and self._state is not JobState.SUCCEEDED:
-            raise cast("BaseException", self._value_or_error(self._look()))
-        return cast("R", self._value_or_error(self._look()))
-
-    async def aget(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the result, or raise what the job ended with."""
-        return self.get(timeout, propagate)
-
-    def forget(self) -> None:
-        """Drop the result."""
-        self._value = None
-
-    async def aforget(self) -> None:
-        """Drop the result."""
-        self.forget()
-
-    def revoke(self) -> None:
-        """Do nothing: the job ran already."""
-
-    async def arevoke(self) -> None:
-        """Do nothing: the job ran already."""
-
-    def _look(self) -> StoredOutcome:
-        from pgtasks.db.operations import StoredOutcome
-
-        return StoredOutcome(self._state, self._attempt, None, self._error_info)
-
-    async def _alook(self) -> StoredOutcome:
-        return self._look()
-
-    def _value_or_error(self, outcome: StoredOutcome) -> R | BaseException | None:
-        if self._state is JobState.SUCCEEDED:
-            return self._value
-        return self._error or rebuild_error(self.app, self.id, self._state, self._error_info)
-
-
 class GroupResult(Generic[R]):
     """A handle on a bundle: the results of a group, in the order of its signatures.
 
@@ -473,126 +387,6 @@ class GroupResult(Generic[R]):
         ]
 
 
-class EagerGroupResult(GroupResult[R]):
-    """The result of a group that ran at once in the caller."""
-
-    def __init__(
-        self, id: str, app: App, results: Sequence[AsyncResult[R]], bundle: Bundle
-    ) -> None:
-        super().__init__(id, app, results)
-        self._bundle = bundle
-
-    def bundle(self) -> Bundle:
-        """Return the bundle as it would stand in the database."""
-        return self._bundle
-
-    async def abundle(self) -> Bundle:
-        """Return the bundle as it would stand in the database."""
-        return self._bundle
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Return the results in order, or raise what a member ended with."""
-        return [one.get(propagate=propagate) for one in self.results]
-
-    async def aget(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Return the results in order, or raise what a member ended with."""
-        return self.get(timeout, propagate)
-
-    def revoke(self) -> None:
-        """Do nothing: the jobs ran already."""
-
-    async def arevoke(self) -> None:
-        """Do nothing: the jobs ran already."""
-
-
-def wait(
-    app: App, ids: set[str], look: Callable[[], T | None], timeout: float | None, what: str
-) -> T:
-    """Return what ``look`` finds, as soon as it finds something.
-
-    Looks first, once the listener is up, whenever one of the ids is told, and now and then.
-
-    Raises:
-        ResultTimeoutError: nothing was found within ``timeout`` seconds.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    found = look()
-    if found is not None:
-        return found
-    heard = threading.Event()
-
-    def hear(channel: str, stopped: list[str] | None) -> None:
-        if stopped is None or not ids.isdisjoint(stopped):
-            heard.set()
-
-    unsubscribe = app.listener.subscribe(hear)
-    try:
-        poll = FIRST_POLL
-        while True:
-            left = poll if deadline is None else min(poll, deadline - time.monotonic())
-            heard.wait(max(0.0, left))
-            heard.clear()
-            found = look()
-            if found is not None:
-                return found
-            if deadline is not None and time.monotonic() >= deadline:
-                raise ResultTimeoutError(f"{what} is not finished after {timeout:g} s")
-            poll = min(poll * 1.5, LAST_POLL)
-    finally:
-        unsubscribe()
-
-
-async def await_(
-    app: App,
-    ids: set[str],
-    look: Callable[[], Awaitable[T | None]],
-    timeout: float | None,
-    what: str,
-) -> T:
-    """Return what ``look`` finds, as soon as it finds something; the twin of `wait`."""
-    import asyncio  # here, since it takes long to load and only callers of this have it anyway
-
-    loop = asyncio.get_running_loop()
-    deadline = None if timeout is None else loop.time() + timeout
-    found = await look()
-    if found is not None:
-        return found
-    heard = asyncio.Event()
-
-    def hear(channel: str, stopped: list[str] | None) -> None:
-        if (stopped is None or not ids.isdisjoint(stopped)) and not loop.is_closed():
-            loop.call_soon_threadsafe(heard.set)
-
-    unsubscribe = app.listener.subscribe(hear)
-    try:
-        poll = FIRST_POLL
-        while True:
-            left = poll if deadline is None else min(poll, deadline - loop.time())
-            with suppress(TimeoutError):  # then it is time to poll
-                await asyncio.wait_for(heard.wait(), max(0.0, left))
-            heard.clear()
-            found = await look()
-            if found is not None:
-                return found
-            if deadline is not None and loop.time() >= deadline:
-                raise ResultTimeoutError(f"{what} is not finished after {timeout:g} s")
-            poll = min(poll * 1.5, LAST_POLL)
-    finally:
-        unsubscribe()
-
-
 def celery_state(outcome: StoredOutcome) -> str:
     """Return Celery's word for where a job is."""
     return outcome.state.celery(outcome.attempt)
@@ -605,42 +399,6 @@ def read_result(app: App, task_name: str | None, text: str | None) -> Any:
     value = codec.decode(text, "result")
     task = app.tasks.get(task_name) if task_name else None
     return task.parameters.convert_result(value) if task else value
-
-
-def rebuild_error(app: App, job_id: str, state: JobState, error: JobError | None) -> BaseException:
-    """Return the exception that ``get()`` raises for a job that did not succeed.
-
-    The original class is used only if it is a built-in exception or one that the app knows by its own
-    registry: no class is ever looked up by a name from the database.
-    """
-    if error is None:
-        if state is JobState.EXPIRED:
-            return JobExpiredError(f"job {job_id} expired before a worker took it")
-        if state is JobState.CANCELLED:
-            return JobCancelledError(f"job {job_id} was cancelled")
-        return JobFailedError(f"job {job_id} ended {state}")
-    failure = TaskFailedError(error.type, error.message, error.traceback)
-    cls = app.find_error(error.type)
-    if cls is None or error.args is None:
-        return failure
-    try:
-        original = cls(*error.args)
-    except Exception:  # noqa: BLE001 (a user's class may refuse anything)
-        return failure
-    original.__cause__ = failure
-    return original
-
-
-def builtin_error(name: str) -> type[Exception] | None:
-    """Return the built-in exception of that name, or None."""
-    found = getattr(builtins, name, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
-
-
-OWN_ERRORS: dict[str, type[Exception]] = {
-    f"pgtasks.errors.{cls.__name__}": cls
-    for cls in (MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
-}
 
 
 def _known(outcomes: dict[str, StoredOutcome], id: str) -> StoredOutcome:

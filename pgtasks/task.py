@@ -27,10 +27,11 @@ from pgtasks.options import (
     check_seconds,
 )
 from pgtasks.parameters import Parameters
-from pgtasks.result import AsyncResult, EagerResult
+from pgtasks.result import AsyncResult
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.eager import EagerResult
 
 P = ParamSpec("P")
 R = TypeVar("R")

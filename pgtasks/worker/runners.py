@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pgtasks import codec
 from pgtasks.context import Request, request_var
+from pgtasks.eager import EagerResult
 from pgtasks.errors import DecodingError, EncodingError, UnknownTaskError
 from pgtasks.job import Job, JobError, JobState, NewJob, attempts_from_json
-from pgtasks.result import EagerResult
 from pgtasks.worker.outcome import Outcome, describe, of_exception
 
 if TYPE_CHECKING:
