@@ -253,6 +253,20 @@ class NewJob(msgspec.Struct, kw_only=True):
     bundle_id: str | None = None
     bundle_index: int | None = None
 
+    def is_plain(self) -> bool:
+        """Whether nothing is said but the task, its arguments, its queue and its priority."""
+        return (
+            self.start_at is None
+            and self.delay is None
+            and self.expires_at is None
+            and self.expires_in is None
+            and self.options is None
+            and self.origin is None
+            and self.parent_id is None
+            and self.root_id is None
+            and self.bundle_id is None
+        )
+
 
 class NewBundle(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle about to be written, with its members counted already."""

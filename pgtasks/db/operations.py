@@ -67,6 +67,19 @@ def since(ids: Iterable[str]) -> datetime:
 
 def enqueue_job(job: NewJob) -> Statement[None]:
     """Write one job."""
+    if job.is_plain():
+        return Statement(
+            name="enqueue_plain_job",
+            parameters={
+                "id": job.id,
+                "queue": job.queue,
+                "priority": job.priority,
+                "task": job.task,
+                "args": job.args,
+                "kwargs": job.kwargs,
+            },
+            read=no_rows,
+        )
     return Statement(
         name="enqueue_job",
         parameters={name: getattr(job, name) for name in NEW_JOB_FIELDS},

@@ -7,8 +7,7 @@ it is a savepoint. Both drivers are alike line by line, and hold no other logic.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from typing import Any, TypeVar, cast
 
 import psycopg
@@ -25,27 +24,30 @@ Operation = Statement[T] | Steps[T]
 
 def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
     """Run an operation on a connection and return what it returns."""
-    with errors_named(), connection.cursor(row_factory=tuple_row) as cursor:
-        if isinstance(operation, Statement):
-            return _execute(cursor, operation)
-        with connection.transaction():
-            reply: Any = None
-            while True:
-                try:
-                    step = operation.send(reply)
-                except StopIteration as stop:
-                    return cast("T", stop.value)
-                if isinstance(step, Copy):
-                    with cursor.copy(step.sql) as copy:
-                        copy.write(step.data)
-                    reply = None
-                else:
-                    reply = _execute(cursor, step)
+    try:
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            if isinstance(operation, Statement):
+                return _execute(cursor, operation)
+            with connection.transaction():
+                reply: Any = None
+                while True:
+                    try:
+                        step = operation.send(reply)
+                    except StopIteration as stop:
+                        return cast("T", stop.value)
+                    if isinstance(step, Copy):
+                        with cursor.copy(step.sql) as copy:
+                            copy.write(step.data)
+                        reply = None
+                    else:
+                        reply = _execute(cursor, step)
+    except psycopg.Error as error:
+        raise named(error) from error
 
 
 async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]) -> T:
     """Run an operation on an asynchronous connection and return what it returns."""
-    with errors_named():
+    try:
         async with connection.cursor(row_factory=tuple_row) as cursor:
             if isinstance(operation, Statement):
                 return await _aexecute(cursor, operation)
@@ -62,6 +64,8 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
                         reply = None
                     else:
                         reply = await _aexecute(cursor, step)
+    except psycopg.Error as error:
+        raise named(error) from error
 
 
 def _execute(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
@@ -74,29 +78,30 @@ async def _aexecute(cursor: psycopg.AsyncCursor[Any], statement: Statement[T]) -
     return statement.read(await cursor.fetchall() if cursor.description else ())
 
 
-@contextmanager
-def errors_named() -> Iterator[None]:
-    """Raise pgtasks' own errors for what a user can act on; everything else stays psycopg's."""
-    try:
-        yield
-    except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedTable) as error:
-        raise SchemaError(
-            f"the schema pgtasks is not installed ({_first_line(error)}): run 'pgtasks migrate'"
-        ) from error
-    except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction) as error:
-        raise SchemaError(
-            f"the schema pgtasks is of another version ({_first_line(error)}): run 'pgtasks migrate'"
-        ) from error
-    except psycopg.errors.UniqueViolation as error:
-        raise DuplicateJobError(
-            f"a job with this id exists already: {error.diag.message_detail}"
-        ) from error
-    except psycopg.errors.CheckViolation as error:
-        raise DatabaseError(_first_line(error)) from error
-    except psycopg.OperationalError as error:
-        if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
-            raise ConnectError(_first_line(error)) from error
-        raise
+def named(error: psycopg.Error) -> Exception:
+    """Return pgtasks' own error for what a user can act on; everything else stays psycopg's."""
+    why = _first_line(error)
+    match error:
+        case psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedTable():
+            return SchemaError(
+                f"the schema pgtasks is not installed ({why}): run 'pgtasks migrate'"
+            )
+        case psycopg.errors.UndefinedColumn() | psycopg.errors.UndefinedFunction():
+            return SchemaError(
+                f"the schema pgtasks is of another version ({why}): run 'pgtasks migrate'"
+            )
+        case psycopg.errors.UniqueViolation():
+            return DuplicateJobError(
+                f"a job with this id exists already: {error.diag.message_detail}"
+            )
+        case psycopg.errors.CheckViolation():
+            return DatabaseError(why)
+        case psycopg.OperationalError() if not error.sqlstate or error.sqlstate.startswith(
+            ("08", "57P")
+        ):
+            return ConnectError(why)
+        case _:
+            return error
 
 
 def _first_line(error: BaseException) -> str:
