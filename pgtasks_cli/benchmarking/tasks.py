@@ -1,0 +1,29 @@
+"""The tasks that the benchmarks run, and the app that has them: ``-A pgtasks_cli.benchmarking.tasks``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pgtasks import App
+
+app = App("bench")
+
+# One small argument object, as in the comparisons with other systems.
+ORDER = {"id": 4711, "to": "ann@example.com"}
+
+
+@app.task(name="bench.noop")
+def noop(order: dict[str, Any]) -> None:
+    """Do nothing."""
+
+
+@app.task(name="bench.forgotten", keep_history=False)
+def forgotten(order: dict[str, Any]) -> None:
+    """Do nothing, and leave nothing behind."""
+
+
+@app.task(name="bench.started")
+def started() -> int:
+    """Return when it began, in nanoseconds since 1970."""
+    return time.time_ns()

@@ -1,0 +1,286 @@
+"""``pgtasks bundles``: look at bundles, and retry, cancel or delete them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+import msgspec
+
+from pgtasks import App, Bundle, JobState
+from pgtasks_cli import output
+from pgtasks_cli.jobs import force_option
+from pgtasks_cli.params import Ago
+from pgtasks_cli.selection import confirm, find_bundle
+from pgtasks_cli.session import Session, pass_session
+
+# How often --watch looks, in seconds.
+WATCH_EVERY = 0.25
+
+
+@click.group()
+def bundles() -> None:
+    """Look at bundles, and retry, cancel or delete them.
+
+    A bundle is a number of jobs whose common end is tracked; a group makes one. An id may be cut short as long
+    as one bundle fits.
+
+    \b
+    Example:
+      pgtasks bundles list --failed
+      pgtasks bundles show 0199c2b47d3c7f --watch
+    """
+
+
+@bundles.command("list")
+@click.option("--type", help="Of this type.")
+@click.option("--origin", help="Of this origin.")
+@click.option("--running", "stopped", flag_value=False, default=None, help="Not stopped yet.")
+@click.option("--stopped", "stopped", flag_value=True, default=None, help="Stopped.")
+@click.option(
+    "--failed", flag_value=True, default=None, help="With members that ended without success."
+)
+@click.option("--before", type=Ago(), help="Enqueued before: 10m, 2h, 7d ago, or an ISO time.")
+@click.option(
+    "-n",
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="At most so many.",
+)
+@click.option(
+    "--before-id",
+    metavar="ID",
+    help="The next page: only bundles before this one, the last of the page before.",
+)
+@pass_session
+def list_(
+    session: Session,
+    type: str | None,
+    origin: str | None,
+    stopped: bool | None,
+    failed: bool | None,
+    before: object,
+    limit: int,
+    before_id: str | None,
+) -> None:
+    """List bundles, newest first.
+
+    \b
+    Example:
+      pgtasks bundles list --running
+      pgtasks bundles list --type import --failed --json
+    """
+    app = session.connect()
+    found = app.bundles(
+        type=type,
+        origin=origin,
+        stopped=stopped,
+        failed=failed,
+        created_before=before,
+        before_id=find_bundle(app, before_id).id if before_id else None,
+        limit=limit,
+    )
+
+    def text() -> None:
+        if not found:
+            output.remark(session, "no bundle fits")
+            return
+        output.table(
+            session,
+            ["id", "type", "origin", "state", "jobs", "done", "failed", "enqueued"],
+            [
+                [
+                    one.id,
+                    one.type,
+                    one.origin,
+                    one.state,
+                    one.total,
+                    one.total - one.remaining,
+                    one.failed,
+                    one.created_at,
+                ]
+                for one in found
+            ],
+            right=["jobs", "done", "failed"],
+        )
+        if len(found) == limit:
+            output.remark(session, f"the next page: --before-id {found[-1].id}")
+
+    output.show(session, [document(one) for one in found], text)
+
+
+@bundles.command()
+@click.argument("id")
+@click.option(
+    "-w", "--watch", is_flag=True, help="Follow it until it stops; exit with 1 if a member failed."
+)
+@pass_session
+def show(session: Session, id: str, watch: bool) -> None:
+    """Show a bundle and its members by state.
+
+    \b
+    Example:
+      pgtasks bundles show 0199c2b47d3c7f
+      pgtasks bundles show 0199c2b47d3c7f --watch
+    """
+    from pgtasks.db import operations
+
+    app = session.connect()
+    bundle = find_bundle(app, id)
+    if watch and bundle.stopped_at is None:
+        bundle = follow(session, app, bundle)
+    members = app.run(operations.count_bundle_members(bundle.id))
+
+    def text() -> None:
+        output.fields(
+            session,
+            {
+                "id": bundle.id,
+                "type": bundle.type,
+                "origin": bundle.origin,
+                "state": bundle.state,
+                "enqueued": bundle.created_at,
+                "stopped": bundle.stopped_at,
+                "took": (bundle.stopped_at - bundle.created_at).total_seconds()
+                if bundle.stopped_at
+                else None,
+                "jobs": bundle.total,
+                "done": bundle.total - bundle.remaining,
+                "failed": bundle.failed,
+            },
+        )
+        if members:
+            click.echo()
+            output.table(
+                session,
+                ["state", "jobs"],
+                [[str(state), members[state]] for state in JobState if state in members],
+                right=["jobs"],
+            )
+
+    output.show(session, {**document(bundle), "members": members}, text)
+    if watch and bundle.failed:
+        raise click.ClickException(
+            f"{output.plural(bundle.failed, 'job')} of the bundle did not succeed"
+        )
+
+
+@bundles.command()
+@click.argument("id")
+@force_option
+@pass_session
+def retry_failed(session: Session, id: str, force: bool) -> None:
+    """Start the members again that ended without success.
+
+    \b
+    Example:
+      pgtasks bundles retry-failed 0199c2b47d3c7f
+    """
+    app = session.connect()
+    bundle = find_bundle(app, id)
+    if bundle.failed:
+        confirm(f"retry {output.plural(bundle.failed, 'job')} of bundle {bundle.id}?", force=force)
+    done = app.reset_bundle(bundle.id, unsuccessful=True)
+    output.show(
+        session,
+        {"id": bundle.id, "retried": done},
+        lambda: click.echo(f"retried {output.plural(len(done), 'job')}"),
+    )
+
+
+@bundles.command()
+@click.argument("id")
+@force_option
+@pass_session
+def cancel(session: Session, id: str, force: bool) -> None:
+    """Cancel the members that are not finished.
+
+    Waiting ones are cancelled at once. Running ones may still succeed, but are not retried.
+
+    \b
+    Example:
+      pgtasks bundles cancel 0199c2b47d3c7f
+    """
+    app = session.connect()
+    bundle = find_bundle(app, id)
+    if bundle.remaining:
+        confirm(
+            f"cancel {output.plural(bundle.remaining, 'job')} of bundle {bundle.id}?", force=force
+        )
+    done = app.cancel_bundle(bundle.id)
+    requested = [job for job, what in done.items() if what == "requested"]
+    cancelled = [job for job in done if job not in set(requested)]
+
+    def text() -> None:
+        click.echo(f"cancelled {output.plural(len(cancelled), 'job')}")
+        if requested:
+            click.echo(f"{output.plural(len(requested), 'job')} running: asked not to be retried")
+
+    output.show(session, {"id": bundle.id, "cancelled": cancelled, "requested": requested}, text)
+
+
+@bundles.command()
+@click.argument("id")
+@force_option
+@pass_session
+def delete(session: Session, id: str, force: bool) -> None:
+    """Delete a stopped bundle, its members and all that is known of them.
+
+    \b
+    Example:
+      pgtasks bundles delete 0199c2b47d3c7f
+    """
+    app = session.connect()
+    bundle = find_bundle(app, id)
+    if bundle.stopped_at is None:
+        raise click.ClickException(f"bundle {bundle.id} is running: cancel it first")
+    confirm(
+        f"delete bundle {bundle.id} and its {output.plural(bundle.total, 'job')} for good?",
+        force=force,
+    )
+    if not app.delete_bundle(bundle.id):
+        raise click.ClickException(f"bundle {bundle.id} was started again or deleted meanwhile")
+    output.show(session, {"deleted": bundle.id}, lambda: click.echo(f"deleted bundle {bundle.id}"))
+
+
+def document(bundle: Bundle) -> dict[str, object]:
+    """Return a bundle as JSON has it."""
+    return {**msgspec.structs.asdict(bundle), "state": bundle.state}
+
+
+def follow(session: Session, app: App, bundle: Bundle) -> Bundle:
+    """Show the counters move until the bundle stops, and return its last row."""
+    if output.is_terminal() and not session.json:
+        return draw(session, lambda: app.bundle(bundle.id), bundle)
+    shown: tuple[int, int] | None = None
+    while bundle.stopped_at is None:
+        if shown != (bundle.remaining, bundle.failed):
+            shown = (bundle.remaining, bundle.failed)
+            done = bundle.total - bundle.remaining
+            output.remark(session, f"{done} of {bundle.total} done, {bundle.failed} failed")
+        time.sleep(WATCH_EVERY)
+        bundle = app.bundle(bundle.id)
+    return bundle
+
+
+def draw(session: Session, look: Callable[[], Bundle], bundle: Bundle) -> Bundle:
+    """Draw a progress bar until the bundle stops."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]:,} failed"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=output.console(session), transient=True) as progress:
+        bar = progress.add_task("", total=bundle.total, failed=bundle.failed)
+        while bundle.stopped_at is None:
+            progress.update(bar, completed=bundle.total - bundle.remaining, failed=bundle.failed)
+            time.sleep(WATCH_EVERY)
+            bundle = look()
+    return bundle

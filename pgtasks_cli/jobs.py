@@ -1,0 +1,346 @@
+"""``pgtasks jobs``: look at jobs, and retry, cancel or delete them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+import msgspec
+
+from pgtasks import App, Attempt, Job, JobError, JobState
+from pgtasks_cli import output
+from pgtasks_cli.selection import (
+    UNFINISHED,
+    UNSUCCESSFUL,
+    Filters,
+    choose,
+    confirm,
+    find_job,
+    job_filters,
+)
+from pgtasks_cli.session import Session, pass_session
+
+# How many jobs one transaction changes.
+BATCH = 1000
+# How much of a result `show` prints; `pgtasks result` prints all of it.
+RESULT_SHOWN = 2000
+
+force_option = click.option("-f", "--force", is_flag=True, help="Do not ask.")
+ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
+
+
+@click.group()
+def jobs() -> None:
+    """Look at jobs, and retry, cancel or delete them.
+
+    An id may be cut short as long as one job fits.
+
+    \b
+    Example:
+      pgtasks jobs list --state failed --since 1h
+      pgtasks jobs retry --state failed --task shop.send_email
+    """
+
+
+@jobs.command("list")
+@job_filters
+@click.option(
+    "-n",
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="At most so many.",
+)
+@click.option(
+    "--before-id",
+    metavar="ID",
+    help="The next page: only jobs before this one, the last of the page before.",
+)
+@pass_session
+def list_(session: Session, filters: Filters, limit: int, before_id: str | None) -> None:
+    """List jobs, newest first.
+
+    \b
+    Example:
+      pgtasks jobs list --state failed --state quarantined --since 2h
+      pgtasks jobs list --error ConnectionError --limit 10 --json
+    """
+    from pgtasks.db import operations
+
+    app = session.connect()
+    before = find_job(app, before_id).id if before_id else None
+    found = app.run(operations.list_jobs(filters.job_filter(app, limit=limit, before_id=before)))
+
+    def text() -> None:
+        if not found:
+            output.remark(session, "no job fits")
+            return
+        output.table(
+            session,
+            ["id", "task", "queue", "state", "attempt", "enqueued", "note"],
+            [
+                [
+                    job.id,
+                    job.task,
+                    job.queue,
+                    str(job.state),
+                    job.attempt,
+                    job.created_at,
+                    note(job),
+                ]
+                for job in found
+            ],
+            right=["attempt"],
+        )
+        if len(found) == limit:
+            output.remark(session, f"the next page: --before-id {found[-1].id}")
+
+    output.show(session, [document(job) for job in found], text)
+
+
+@jobs.command()
+@click.argument("id")
+@click.option(
+    "--args", "with_args", is_flag=True, help="Show its arguments, too; they may be private."
+)
+@pass_session
+def show(session: Session, id: str, with_args: bool) -> None:
+    """Show all there is to know of a job.
+
+    \b
+    Example:
+      pgtasks jobs show 0199c2b47d3c7f
+      pgtasks jobs show 0199c2b47d3c7f --args
+    """
+    app = session.connect()
+    job = find_job(app, id)
+    output.show(
+        session, document(job, with_args=with_args), lambda: print_job(session, job, with_args)
+    )
+
+
+@jobs.command()
+@ids_argument
+@job_filters
+@force_option
+@pass_session
+def retry(session: Session, ids: Sequence[str], filters: Filters, force: bool) -> None:
+    """Start finished jobs again, from their first attempt.
+
+    By id, or all that fit a filter: then it asks first, and takes those without success unless --state says
+    otherwise.
+
+    \b
+    Example:
+      pgtasks jobs retry 0199c2b47d3c7f
+      pgtasks jobs retry --state failed --task shop.send_email
+    """
+    app = session.connect()
+    chosen = choose(app, ids, filters, default=UNSUCCESSFUL)
+    if not ids and chosen:
+        confirm(f"retry {output.plural(len(chosen), 'job')}?", force=force)
+    done = [id for batch in in_batches(chosen) for id in app.reset_many(batch)]
+    report(
+        session,
+        app,
+        "retried",
+        done,
+        chosen,
+        "only a finished job can be retried, cancel it first",
+        ids,
+    )
+
+
+@jobs.command()
+@ids_argument
+@job_filters
+@force_option
+@pass_session
+def cancel(session: Session, ids: Sequence[str], filters: Filters, force: bool) -> None:
+    """Cancel jobs that are not finished.
+
+    A waiting job is cancelled at once. A running one may still succeed, but is not retried.
+
+    \b
+    Example:
+      pgtasks jobs cancel 0199c2b47d3c7f
+      pgtasks jobs cancel --task shop.send_email --before 1d
+    """
+    app = session.connect()
+    chosen = choose(app, ids, filters, default=UNFINISHED)
+    if chosen:
+        confirm(f"cancel {output.plural(len(chosen), 'job')}?", force=force)
+    done: dict[str, str] = {}
+    for batch in in_batches(chosen):
+        done.update(app.cancel(*batch))
+    report(session, app, "cancelled", list(done), chosen, "it is finished", ids, asked=done)
+
+
+@jobs.command()
+@ids_argument
+@job_filters
+@force_option
+@pass_session
+def delete(session: Session, ids: Sequence[str], filters: Filters, force: bool) -> None:
+    """Delete jobs and all that is known of them; running ones stay.
+
+    By id, or all that fit a filter: then finished ones, unless --state says otherwise.
+
+    \b
+    Example:
+      pgtasks jobs delete 0199c2b47d3c7f
+      pgtasks jobs delete --state succeeded --before 1d -f
+    """
+    app = session.connect()
+    finished = [state for state in JobState if state.finished]
+    chosen = choose(app, ids, filters, default=finished)
+    if chosen:
+        confirm(f"delete {output.plural(len(chosen), 'job')} for good?", force=force)
+    done = [id for batch in in_batches(chosen) for id in app.delete(*batch)]
+    report(session, app, "deleted", done, chosen, "a running job stays, cancel it first", ids)
+
+
+def in_batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield so many ids as one transaction should change."""
+    for start in range(0, len(ids), BATCH):
+        yield ids[start : start + BATCH]
+
+
+def report(
+    session: Session,
+    app: App,
+    verb: str,
+    done: Sequence[str],
+    chosen: Sequence[str],
+    why_not: str,
+    ids: Sequence[str],
+    *,
+    asked: dict[str, str] | None = None,
+) -> None:
+    """Say what was done, and, of jobs named by id, what was not; that is exit code 1."""
+    left = [id for id in chosen if id not in set(done)]
+    requested = [id for id, what in (asked or {}).items() if what == "requested"]
+    document: dict[str, Any] = {verb: [id for id in done if id not in set(requested)]}
+    if asked is not None:
+        document["requested"] = requested
+    document["left"] = left
+
+    def text() -> None:
+        click.echo(f"{verb} {output.plural(len(done) - len(requested), 'job')}")
+        if requested:
+            click.echo(f"{output.plural(len(requested), 'job')} running: asked not to be retried")
+
+    output.show(session, document, text)
+    if ids and left:
+        states = {job.id: job.state for one in left for job in app.jobs(id_prefix=one)}
+        said = ", ".join(f"job {id} is {states.get(id, 'gone')}" for id in left[:5])
+        raise click.ClickException(f"{said}: {why_not}")
+
+
+def note(job: Job) -> str | None:
+    """Return what is odd about a job, in a few words."""
+    if job.error:
+        return f"{job.error.type}: {job.error.message}".removesuffix(": ")
+    if job.cancel_requested:
+        return "cancel requested"
+    if job.reason:
+        return job.reason
+    if job.state is JobState.SCHEDULED and job.start_at:
+        return f"starts {output.when(job.start_at)}"
+    if job.attempts and (error := job.attempts[-1].error):
+        return f"before: {error.type}: {error.message}".removesuffix(": ")
+    return None
+
+
+def document(job: Job, *, with_args: bool = False) -> dict[str, Any]:
+    """Return a job as JSON has it; its arguments may be private, so they are asked for."""
+    plain = msgspec.structs.asdict(job)
+    args, kwargs, result = (plain.pop(f"{name}_json") for name in ("args", "kwargs", "result"))
+    if with_args:
+        plain["args"] = output.json_value(args, "args")
+        plain["kwargs"] = output.json_value(kwargs, "kwargs")
+    plain["result"] = output.json_value(result, "result")
+    return plain
+
+
+def print_job(session: Session, job: Job, with_args: bool) -> None:
+    """Print a job in full."""
+    result = job.result_json
+    if result is not None and len(result) > RESULT_SHOWN:
+        result = f"{result[:RESULT_SHOWN]}… ({len(result):,} characters)"
+    output.fields(
+        session,
+        {
+            "id": job.id,
+            "task": job.task,
+            "state": f"{job.state}{', cancel requested' if job.cancel_requested else ''}",
+            "reason": job.reason,
+            "queue": job.queue,
+            "priority": job.priority,
+            "attempt": job.attempt,
+            "crashes": job.crashes or None,
+            "origin": job.origin,
+            "enqueued": both(job.created_at),
+            "start at": both(job.start_at),
+            "expires": both(job.expires_at),
+            "started": both(job.started_at),
+            "stopped": both(job.stopped_at),
+            "took": (job.stopped_at - job.started_at).total_seconds()
+            if job.stopped_at and job.started_at
+            else None,
+            "worker": job.worker_id,
+            "bundle": job.bundle_id and f"{job.bundle_id} (member {job.bundle_index})"
+            if job.bundle_index is not None
+            else job.bundle_id,
+            "after bundle": job.after_bundle_id,
+            "parent": job.parent_id,
+            "root": job.root_id if job.root_id != job.id else None,
+            "options": " ".join(f"{name}={value}" for name, value in job.options.items()) or None,
+            "args": job.args_json if with_args else None,
+            "kwargs": job.kwargs_json if with_args else None,
+            "result": result,
+        },
+    )
+    if job.attempts:
+        output.heading(session, "earlier attempts")
+        for attempt in job.attempts:
+            print_attempt(attempt)
+    if job.error:
+        output.heading(session, "error")
+        print_error(job.error)
+
+
+def print_attempt(attempt: Attempt) -> None:
+    """Print one attempt that ended without finishing the job."""
+    worker = f" on worker {attempt.worker_id}" if attempt.worker_id is not None else ""
+    click.echo(f"  {attempt.attempt}  {both(moment(attempt.started_at)) or 'not begun'}{worker}")
+    if attempt.error:
+        output.block(f"{attempt.error.type}: {attempt.error.message}".removesuffix(": "), indent=5)
+
+
+def print_error(error: JobError) -> None:
+    """Print an error, with its traceback."""
+    text = f"{error.type}: {error.message}".removesuffix(": ")
+    output.block(
+        error.traceback if text in error.traceback else f"{text}\n{error.traceback}", indent=2
+    )
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a stored time; anything odd is none."""
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
+def both(value: datetime | None) -> str | None:
+    """Return a time, and on a terminal how long ago it was, too."""
+    if value is None:
+        return None
+    exact = value.astimezone().isoformat(sep=" ", timespec="milliseconds")
+    return f"{exact} ({output.when(value)})" if output.is_terminal() else output.when(value)

@@ -1,0 +1,55 @@
+"""``pgtasks migrate``: installs the schema, brings it up to date, or says whether it is."""
+
+from __future__ import annotations
+
+import click
+
+from pgtasks_cli import output
+from pgtasks_cli.session import Session, pass_session
+
+
+@click.command()
+@click.option("--sql", is_flag=True, help="Print the whole schema as a script; needs no database.")
+@click.option(
+    "--check", is_flag=True, help="Change nothing; exit with 4 if the version is not right."
+)
+@pass_session
+def migrate(session: Session, sql: bool, check: bool) -> None:
+    """Bring the schema to this release's version.
+
+    Safe to run at any time, and by many at once: who finds nothing to do does nothing.
+
+    \b
+    Example:
+      pgtasks migrate
+      pgtasks migrate --sql | psql mydb
+    """
+    from pgtasks.db import migrations
+
+    if sql and check:
+        raise click.UsageError("expected --sql or --check, found both")
+    if sql:
+        click.echo(migrations.script(), nl=False)
+        return
+    app = session.database()
+    if check:
+        with app.pools.connect() as connection:
+            migrations.check(connection)
+            version = migrations.installed_version(connection)
+        applied = []
+    else:
+        applied = app.migrate()
+        version = applied[-1] if applied else migrations.code_version()
+    names = [
+        f"{known.version:04}_{known.name}"
+        for known in migrations.known()
+        if known.version in applied
+    ]
+
+    def text() -> None:
+        for name in names:
+            click.echo(f"applied {name}")
+        if not session.quiet:
+            click.echo(f"schema is at version {version}" + ("" if names else ": nothing to do"))
+
+    output.show(session, {"version": version, "applied": names}, text)

@@ -1,0 +1,127 @@
+"""Types of options: durations, moments, JSON, lists of names."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w|)", re.IGNORECASE)
+
+
+class Duration(click.ParamType):
+    """Seconds, also as 90s, 10m, 2h, 7d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = DURATION.fullmatch(value.strip())
+        if match is None:
+            self.fail(
+                f"expected seconds or a duration like 90s, 10m, 2h or 7d, found {value!r}",
+                param,
+                ctx,
+            )
+        return float(match[1]) * UNITS[match[2].lower()]
+
+
+class Moment(click.ParamType):
+    """An ISO 8601 time; without an offset it is of this machine's time zone."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return an aware datetime."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.fromisoformat(value.strip()).astimezone()
+        except (ValueError, OverflowError):
+            self.fail(f"expected a time like 2026-08-01T12:00+02:00, found {value!r}", param, ctx)
+
+
+class Ago(click.ParamType):
+    """A moment in the past: a duration before now, or an ISO 8601 time."""
+
+    name = "duration|time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return an aware datetime."""
+        if isinstance(value, datetime):
+            return value
+        if DURATION.fullmatch(value.strip()):
+            try:
+                return datetime.now(UTC) - timedelta(seconds=Duration().convert(value, param, ctx))
+            except OverflowError:
+                self.fail(f"{value!r} is before all time", param, ctx)
+        return Moment().convert(value, param, ctx)
+
+
+class Later(click.ParamType):
+    """Seconds or a duration from now, or an ISO 8601 time."""
+
+    name = "duration|time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | datetime:
+        """Return seconds, or an aware datetime."""
+        if isinstance(value, datetime | float):
+            return value
+        if DURATION.fullmatch(value.strip()):
+            return Duration().convert(value, param, ctx)
+        return Moment().convert(value, param, ctx)
+
+
+class Json(click.ParamType):
+    """A JSON value of one kind.
+
+    Args:
+        kind: list or dict.
+    """
+
+    def __init__(self, kind: type[list[Any]] | type[dict[str, Any]]) -> None:
+        self.kind = kind
+        self.name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the decoded value."""
+        from pgtasks import codec
+        from pgtasks.errors import DecodingError
+
+        if isinstance(value, self.kind):
+            return value
+        what = "array" if self.kind is list else "object"
+        try:
+            decoded = codec.decode(value, param.name or "value" if param else "value")
+        except DecodingError as error:
+            self.fail(f"expected a JSON {what}, found {value!r}: {error}", param, ctx)
+        if not isinstance(decoded, self.kind):
+            self.fail(f"expected a JSON {what}, found {value!r}", param, ctx)
+        return decoded
+
+
+class Names(click.ParamType):
+    """Names, separated by commas."""
+
+    name = "name,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return the names."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -1,0 +1,271 @@
+"""``pgtasks worker``: Celery's options in, `WorkerOptions` out, and what an operator sees at the start."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import click
+
+from pgtasks import App, WorkerOptions
+from pgtasks.options import worker_name
+from pgtasks_cli.loading import import_module
+from pgtasks_cli.params import Duration, Names
+from pgtasks_cli.session import Session, pass_session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+POOLS = {"prefork": "prefork", "processes": "prefork", "solo": "solo"}
+# How many tasks the banner lists by name.
+LISTED = 30
+
+
+def pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return our name of a pool."""
+    if value is None:
+        return None
+    if value.lower() not in POOLS:
+        raise click.BadParameter(
+            f"there is no pool {value!r}: expected prefork (children run the jobs) or solo (this process "
+            "runs them, one by one); async def tasks run in both",
+            ctx,
+            param,
+        )
+    return POOLS[value.lower()]
+
+
+def no_schedules(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Refuse -B: to ignore it would be to run no schedule, and to say nothing."""
+    if value:
+        raise click.UsageError(
+            "schedules do not exist in this release, so there is no beat to embed: leave out -B",
+            ctx,
+        )
+
+
+def ignored_options(command: F) -> F:
+    """Accept Celery's options that mean nothing here."""
+    for flag in ("--without-gossip", "--without-mingle", "--without-heartbeat"):
+        command = click.option(flag, is_flag=True, expose_value=False, hidden=True)(command)
+    command = click.option("--heartbeat-interval", expose_value=False, hidden=True)(command)
+    command = click.option("-O", "--optimization", expose_value=False, hidden=True)(command)
+    return click.option(
+        "-E", "--task-events", "--events", is_flag=True, expose_value=False, hidden=True
+    )(command)
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--concurrency",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    help="How many jobs run at once.  [default: CPUs]",
+)
+@click.option(
+    "-Q",
+    "--queues",
+    type=Names(),
+    help="Serve these queues.  [default: all that tasks and routes name, and default]",
+)
+@click.option("-X", "--exclude-queues", type=Names(), help="Do not serve these.")
+@click.option(
+    "-n",
+    "--hostname",
+    "name",
+    metavar="NAME",
+    help="The worker's name; %h host, %n its first part, %d the rest.  [default: worker@%h]",
+)
+@click.option(
+    "-P",
+    "--pool",
+    metavar="prefork|solo",
+    callback=pool_name,
+    help="What runs the jobs.  [default: prefork]",
+)
+@click.option("-I", "--include", type=Names(), help="Import these modules, too.")
+@click.option(
+    "-l",
+    "--loglevel",
+    metavar="LEVEL",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="WARNING",
+    show_default=True,
+    help="What to log: debug, info, warning, error or critical.",
+)
+@click.option("--log-json", is_flag=True, help="Log lines as JSON.")
+@click.option(
+    "-f",
+    "--logfile",
+    metavar="PATH",
+    help="Log to this file, not to stderr; %h, %n, %d as in --hostname.",
+)
+@click.option(
+    "--pidfile",
+    metavar="PATH",
+    help="Write the process id here, and refuse to start beside a worker that did.",
+)
+@click.option(
+    "--grace", type=Duration(), help="How long running jobs may go on after TERM.  [default: 25s]"
+)
+@click.option(
+    "--poll-interval",
+    type=Duration(),
+    help="The longest time between two looks for jobs.  [default: 1s]",
+)
+@click.option(
+    "--no-listen",
+    "listen",
+    flag_value=False,
+    default=None,
+    help="Poll only, use no notifications (for PgBouncer).",
+)
+@click.option(
+    "--lease",
+    type=Duration(),
+    help="After how long without a beat others take its jobs.  [default: 30s]",
+)
+@click.option(
+    "--beat-every", "beat", type=Duration(), help="How often it renews its lease.  [default: 5s]"
+)
+@click.option(
+    "--claim-batch", metavar="N", type=int, help="How many jobs one claim may take.  [default: 500]"
+)
+@click.option(
+    "--prefetch-multiplier",
+    "prefetch",
+    metavar="N",
+    type=click.IntRange(0),
+    help="How many jobs may wait for each child at most; fewer do if they take long. 0: no bound of yours.  [default: 500]",
+)
+@click.option(
+    "--keep-history-for", type=Duration(), help="How long finished jobs are kept.  [default: 7d]"
+)
+@click.option(
+    "-B",
+    "--beat",
+    "embedded_beat",
+    is_flag=True,
+    expose_value=False,
+    hidden=True,
+    callback=no_schedules,
+)
+@ignored_options
+@pass_session
+def worker(
+    session: Session,
+    include: tuple[str, ...] | None,
+    loglevel: str,
+    log_json: bool,
+    logfile: str | None,
+    pidfile: str | None,
+    **said: Any,
+) -> None:
+    """Run jobs until told to stop.
+
+    TERM or Ctrl-C: take no more jobs, let the running ones end, give the rest back. The second time, or when
+    the grace period is over: kill what runs and give it back. USR1 prints all stacks.
+
+    Celery's --without-gossip, --without-mingle, --without-heartbeat, --heartbeat-interval, -O and -E are
+    accepted and do nothing.
+
+    \b
+    Example:
+      pgtasks worker -A shop -c 4 -l info
+      pgtasks worker -A shop -Q mail,default -n mail@%h
+    """
+    from pgtasks import logs
+    from pgtasks.worker.process import prepare, run_worker
+
+    app = session.load_app()
+    for module in include or ():
+        if import_module(module) is None:
+            raise click.UsageError(f"no module is named {module!r}, which --include names")
+    options = worker_options(said)
+    parent = prepare(app, options)
+    host = socket.gethostname()
+    with pid_written(pidfile and worker_name(pidfile, host)):
+        if not (session.quiet or session.json):
+            click.echo(banner(app, options, parent.name, parent.queues))
+        if logfile:
+            log_to(worker_name(logfile, host))
+        logs.set_up(loglevel.upper(), json=log_json or session.json)
+        run_worker(parent)
+
+
+def worker_options(said: dict[str, Any]) -> WorkerOptions:
+    """Return the options; what was not said is left to them."""
+    options = {name: value for name, value in said.items() if value is not None}
+    if not options.get("prefetch", True):
+        del options["prefetch"]
+    if options.get("pool") != "solo":
+        options.setdefault("concurrency", len(os.sched_getaffinity(0)))
+    return WorkerOptions(**options)
+
+
+def banner(app: App, options: WorkerOptions, name: str, queues: tuple[str, ...]) -> str:
+    """Return what an operator wants to be sure of."""
+    from pgtasks.db.dsn import describe
+    from pgtasks.version import VERSION
+
+    tasks = sorted(app.tasks)
+    shown = tasks[:LISTED] + ([f"… and {len(tasks) - LISTED} more"] if len(tasks) > LISTED else [])
+    lines = [
+        f"pgtasks {VERSION}: {name} (pid {os.getpid()})",
+        f"  app       {app.name}",
+        f"  database  {describe(app.dsn)}",
+        f"  pool      {options.concurrency} ({options.pool})",
+        f"  queues    {', '.join(queues)}",
+        f"  tasks     {shown[0]}",
+        *(f"            {task}" for task in shown[1:]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def log_to(path: str) -> None:
+    """Let stderr be that file, for this process and the children, whatever they write there."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise click.ClickException(f"cannot log to {path}: {error.strerror}") from None
+    sys.stderr.flush()
+    os.dup2(file, 2)
+    os.close(file)
+
+
+@contextmanager
+def pid_written(path: str | None) -> Iterator[None]:
+    """Keep the process id in a file for a block.
+
+    Raises:
+        ClickException: a living process has its id there, or the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        refuse_second(path)
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def refuse_second(path: str) -> None:
+    """Raise ClickException if the process whose id is in the file lives; a stale file is nothing."""
+    from pgtasks.worker.host import process_started_at
+
+    with suppress(FileNotFoundError, ValueError), open(path, encoding="ascii") as file:
+        pid = int(file.read())
+        if pid != os.getpid() and process_started_at(pid) is not None:
+            raise click.ClickException(f"process {pid} runs already, says {path}")
