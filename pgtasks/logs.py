@@ -110,7 +110,8 @@ def _shown(value: object) -> str:
 
 def log_event(name: str, fields: dict[str, object]) -> None:
     """Log one event."""
-    level = LEVELS.get(name, logging.INFO)
+    # A task said with ``throws`` that this may happen.
+    level = logging.INFO if fields.get("expected") else LEVELS.get(name, logging.INFO)
     if logger.isEnabledFor(level):
         shown = {key: value for key, value in fields.items() if value is not None}
         record = logger.makeRecord(

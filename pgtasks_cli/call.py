@@ -53,6 +53,7 @@ class CallCommand(click.Command):
 @pass_session
 def call(
     session: Session,
+    /,
     name: str,
     args: list[Any] | None,
     kwargs: dict[str, Any] | None,

@@ -64,8 +64,7 @@ class MadeToFailError(Exception):
 )
 def count_file(path: str) -> Figures:
     """Count the lines, words and identifiers of a file."""
-    job = current_job()
-    if job is not None and job.attempt == 1 and zlib.crc32(path.encode()) % FAILS_ONCE == 0:
+    if current_job().attempt == 1 and zlib.crc32(path.encode()) % FAILS_ONCE == 0:
         raise MadeToFailError("made to fail once")
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     names = Counter(match[1] for match in TOKEN.finditer(text) if match[1])

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from pgtasks import App, JobState
-from pgtasks.job import ClaimedJob, WorkerInfo
 from pgtasks.options import WorkerOptions
 from pgtasks_cli import output
 from pgtasks_cli.params import Names
 from pgtasks_cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pgtasks.job import ClaimedJob, WorkerInfo
 
 NOBODY_ANSWERED = 69  # Celery's
 # A worker whose beat is older than its lease is as good as gone; the lease is not stored, this is its default.
@@ -27,6 +29,12 @@ LEASE = WorkerOptions().lease
 LISTED = 1000
 
 Replies = Mapping[str, Any]
+
+
+class NobodyError(click.ClickException):
+    """No worker was heard of."""
+
+    exit_code = NOBODY_ANSWERED
 
 
 def is_online(worker: WorkerInfo) -> bool:
@@ -264,11 +272,8 @@ def ping(session: Session, destination: tuple[str, ...]) -> None:
     if not found:
         if session.json:
             output.document({})
-        error = click.ClickException(
-            f"no nodes replied: no worker{' of that name' if destination else ''} was heard of for {LEASE:g} s"
-        )
-        error.exit_code = NOBODY_ANSWERED
-        raise error
+        name = " of that name" if destination else ""
+        raise NobodyError(f"no nodes replied: no worker{name} was heard of for {LEASE:g} s")
     answer(session, {one.name: {"ok": "pong"} for one in found}, found)
 
 

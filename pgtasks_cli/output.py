@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from pgtasks_cli.session import Session
-
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pgtasks_cli.session import Session
 
 Cell = str | int | float | datetime | None
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any, Any]
+else:
+    ParamType = click.ParamType  # not generic before click 8.5
 
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w|)", re.IGNORECASE)
 
 
-class Duration(click.ParamType):
+class Duration(ParamType):
     """Seconds, also as 90s, 10m, 2h, 7d."""
 
     name = "duration"
@@ -33,7 +38,7 @@ class Duration(click.ParamType):
         return float(match[1]) * UNITS[match[2].lower()]
 
 
-class Moment(click.ParamType):
+class Moment(ParamType):
     """An ISO 8601 time; without an offset it is of this machine's time zone."""
 
     name = "time"
@@ -50,7 +55,7 @@ class Moment(click.ParamType):
             self.fail(f"expected a time like 2026-08-01T12:00+02:00, found {value!r}", param, ctx)
 
 
-class Ago(click.ParamType):
+class Ago(ParamType):
     """A moment in the past: a duration before now, or an ISO 8601 time."""
 
     name = "duration|time"
@@ -69,7 +74,7 @@ class Ago(click.ParamType):
         return Moment().convert(value, param, ctx)
 
 
-class Later(click.ParamType):
+class Later(ParamType):
     """Seconds or a duration from now, or an ISO 8601 time."""
 
     name = "duration|time"
@@ -85,7 +90,7 @@ class Later(click.ParamType):
         return Moment().convert(value, param, ctx)
 
 
-class Json(click.ParamType):
+class Json(ParamType):
     """A JSON value of one kind.
 
     Args:
@@ -113,7 +118,7 @@ class Json(click.ParamType):
         return decoded
 
 
-class Names(click.ParamType):
+class Names(ParamType):
     """Names, separated by commas."""
 
     name = "name,…"

@@ -77,9 +77,10 @@ class Root(click.Group):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run, and say in one line on stderr what went wrong."""
         session = Session()
+        main: Callable[..., object] = super().main
 
         def run() -> object:
-            return super(Root, self).main(*args, standalone_mode=False, obj=session, **extra)
+            return main(*args, standalone_mode=False, obj=session, **extra)
 
         if not standalone_mode:
             return run()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -17,6 +17,9 @@ from pgtasks.ids import parse_id
 from pgtasks_cli.output import plural
 from pgtasks_cli.params import Ago
 
+T = TypeVar("T")
+
+STATES = "In this state; may be said again: " + ", ".join(JobState) + "."
 # Rows come whole, with arguments of up to 1 MiB each.
 PAGE = 200
 # How many of those that fit an ambiguous id are listed.
@@ -68,15 +71,26 @@ def job_filters(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, filters=Filters(states=states, **chosen), **said)
 
     options = [
-        click.option("-s", "--state", type=click.Choice([*JobState], case_sensitive=False), metavar="STATE", multiple=True, help="In this state; may be said again.  [" + "|".join(JobState) + "]"),
+        click.option(
+            "-s",
+            "--state",
+            type=click.Choice([*JobState], case_sensitive=False),
+            metavar="STATE",
+            multiple=True,
+            help=STATES,
+        ),
         click.option("-t", "--task", help="Of this task."),
         click.option("-Q", "--queue", help="In this queue."),
         click.option("--origin", help="Of this origin."),
-        click.option("--error", help="With this exception class, or with this text in the error's message."),
+        click.option(
+            "--error", help="With this exception class, or with this text in the error's message."
+        ),
         click.option("--bundle", metavar="ID", help="Members of this bundle."),
-        click.option("--since", type=Ago(), help="Enqueued since then: 10m, 2h, 7d ago, or an ISO time."),
+        click.option(
+            "--since", type=Ago(), help="Enqueued since then: 10m, 2h, 7d ago, or an ISO time."
+        ),
         click.option("--before", type=Ago(), help="Enqueued before that."),
-    ]  # fmt: skip
+    ]
     function: Callable[..., Any] = with_filters
     for option in reversed(options):
         function = option(function)
@@ -158,7 +172,7 @@ def _full_id(text: str) -> str | None:
     return None
 
 
-def _only(text: str, what: str, found: Sequence[Any], shown: Sequence[str]) -> Any:
+def _only(text: str, what: str, found: Sequence[T], shown: Sequence[str]) -> T:
     if not found:
         raise NotFoundError(f"no {what} has an id that begins with {text}")
     if len(found) > 1:

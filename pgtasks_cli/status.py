@@ -28,7 +28,7 @@ def status(session: Session) -> None:
 
     def text() -> None:
         states = [state for state in JobState if counts.jobs[state] or state in SHOWN_AT_ZERO]
-        rows = [
+        rows: list[list[output.Cell]] = [
             [str(state), counts.jobs[state], *(of.get(state, 0) for of in counts.queues.values())]
             for state in states
         ]
@@ -40,7 +40,7 @@ def status(session: Session) -> None:
         output.table(
             session,
             ["state", "bundles"],
-            [[*item] for item in counts.bundles.items()],
+            [[state, count] for state, count in counts.bundles.items()],
             right=["bundles"],
         )
         click.echo()

@@ -141,7 +141,7 @@ def ignored_options(command: F) -> F:
     "prefetch",
     metavar="N",
     type=click.IntRange(0),
-    help="How many jobs may wait for each child at most; fewer do if they take long. 0: no bound of yours.  [default: 500]",
+    help="How many jobs may wait for each child at most; 0: the default.  [default: 500]",
 )
 @click.option(
     "--keep-history-for", type=Duration(), help="How long finished jobs are kept.  [default: 7d]"
@@ -159,6 +159,7 @@ def ignored_options(command: F) -> F:
 @pass_session
 def worker(
     session: Session,
+    /,
     include: tuple[str, ...] | None,
     loglevel: str,
     log_json: bool,

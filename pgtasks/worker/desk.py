@@ -248,8 +248,15 @@ def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
                 duration=None if ended.started is None else ended.stopped - ended.started,
                 delay=ended.delay,
                 error=f"{error['type']}: {error['message']}" if error else None,
-                traceback=(error.get("traceback") or None) if name == "job.failed" else None,
+                expected=error.get("expected"),
+                traceback=_shown_traceback(name, error),
             )
+
+
+def _shown_traceback(name: str, error: Mapping[str, Any]) -> str | None:
+    if name != "job.failed" or error.get("expected"):
+        return None
+    return error.get("traceback") or None
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -85,7 +85,10 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
         and retries_before < (allowed or 0)
     )
     if not retried:
-        return Outcome("failed", error=describe(error))
+        described = describe(error)
+        if isinstance(error, options.throws):
+            described["expected"] = True  # the log says so in one quiet line
+        return Outcome("failed", error=described)
     return _retry(options.schedule, error, job, now)
 
 
