@@ -94,7 +94,7 @@ def list_(
             ["id", "type", "origin", "state", "jobs", "done", "failed", "enqueued"],
             [
                 [
-                    one.id,
+                    output.short_id(one.id),
                     one.type,
                     one.origin,
                     one.state,
@@ -228,7 +228,7 @@ def cancel(session: Session, id: str, force: bool) -> None:
 @force_option
 @pass_session
 def delete(session: Session, id: str, force: bool) -> None:
-    """Delete a stopped bundle, its members and all that is known of them.
+    """Delete a stopped bundle and its members.
 
     \b
     Example:

@@ -86,7 +86,8 @@ def call(
     if wait is None:
         output.show(session, {"id": enqueued.id}, lambda: click.echo(enqueued.id))
         return
-    output.remark(session, enqueued.id)
+    if not session.json:
+        output.remark(session, enqueued.id)
     await_and_print(session, enqueued, wait or None)
 
 

@@ -140,7 +140,7 @@ def state(worker: WorkerInfo) -> str:
 @click.option("--args", "with_args", is_flag=True, help="Show arguments, too; they may be private.")
 @pass_session
 def active(session: Session, destination: tuple[str, ...], with_args: bool) -> None:
-    """List the jobs that run.
+    """List the jobs that run, as of each worker's last beat.
 
     \b
     Example:
@@ -273,7 +273,9 @@ def ping(session: Session, destination: tuple[str, ...]) -> None:
         if session.json:
             output.document({})
         name = " of that name" if destination else ""
-        raise NobodyError(f"no nodes replied: no worker{name} was heard of for {LEASE:g} s")
+        raise NobodyError(
+            f"no nodes replied within time constraint: no worker{name} was heard of for {LEASE:g} s"
+        )
     answer(session, {one.name: {"ok": "pong"} for one in found}, found)
 
 
@@ -355,4 +357,6 @@ def inline(value: object) -> str:
 
 def say_nobody(session: Session) -> None:
     """Say that no worker is registered."""
-    output.remark(session, "no worker is registered")
+    context = click.get_current_context()
+    named = context.params.get("destination") or context.meta.get("destination")
+    output.remark(session, f"no worker{' of that name' if named else ''} is registered")

@@ -84,7 +84,7 @@ def list_(session: Session, filters: Filters, limit: int, before_id: str | None)
             ["id", "task", "queue", "state", "attempt", "enqueued", "note"],
             [
                 [
-                    job.id,
+                    output.short_id(job.id),
                     job.task,
                     job.queue,
                     str(job.state),
@@ -177,7 +177,16 @@ def cancel(session: Session, ids: Sequence[str], filters: Filters, force: bool) 
     done: dict[str, str] = {}
     for batch in in_batches(chosen):
         done.update(app.cancel(*batch))
-    report(session, app, "cancelled", list(done), chosen, "it is finished", ids, asked=done)
+    report(
+        session,
+        app,
+        "cancelled",
+        list(done),
+        chosen,
+        "what is finished cannot be cancelled",
+        ids,
+        asked=done,
+    )
 
 
 @jobs.command()

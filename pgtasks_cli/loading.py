@@ -29,10 +29,11 @@ def find_app(path: str) -> App:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module_name, _, attribute = path.partition(":")
-    if not module_name or not all(part.isidentifier() for part in module_name.split(".")):
-        hint = f": {module_name.removesuffix('.py')}?" if module_name.endswith(".py") else ""
-        raise click.UsageError(f"-A takes module or module:attribute, found {path!r}{hint}")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise click.UsageError(f"-A takes module or module:attribute, found {path!r}")
     module = import_module(module_name)
+    if module is None and module_name.endswith(".py"):
+        raise click.UsageError(f"-A takes a module, not a file: say -A {module_name[:-3]}")
     if module is None:
         raise click.UsageError(
             f"no module is named {module_name!r} in {os.getcwd()} or on sys.path"

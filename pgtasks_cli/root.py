@@ -67,7 +67,21 @@ class Root(click.Group):
             raise click.UsageError(f"'{cmd_name}' is not part of this installation") from None
         assert isinstance(command, click.Command)
         add_shared_options(command)
+        self.hand_down(ctx, cmd_name, command)
         return command
+
+    def hand_down(self, ctx: click.Context, name: str, command: click.Command) -> None:
+        """Let what was said before a command hold for it, too, if it has such an option of its own."""
+        session = ctx.find_object(Session) or Session()
+        said = {"--dsn": session.dsn, "--json": "-" if session.json else None}
+        ctx.default_map = {
+            name: {
+                param.name: said[option]
+                for param in command.params
+                for option in param.opts
+                if param.expose_value and said.get(option) is not None
+            }
+        }
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands without loading them."""
@@ -92,10 +106,16 @@ def finish(run: Callable[[], object], session: Session) -> int:
     try:
         code = run()
     except click.Abort as abort:
-        if isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt):
+        why = abort.__cause__ or abort.__context__
+        if isinstance(why, KeyboardInterrupt):
             return INTERRUPTED
+        if isinstance(why, EOFError):
+            click.echo(err=True)  # ends the line of the question
         return fail("not confirmed, nothing was done (--force does not ask)", FAILED)
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+            error.show()
+            return USAGE
         context = error.ctx
         hint = f" (see '{context.command_path} --help')" if context else ""
         return fail(error.format_message().rstrip(".") + hint, USAGE)
@@ -137,8 +157,11 @@ def explain(error: Exception, session: Session) -> int:
 
 
 def fail(message: str, code: int) -> int:
-    """Print one line on stderr and return the code."""
-    click.echo(f"pgtasks: {' '.join(message.split())}", err=True)
+    """Print one line on stderr, with nothing in it that a terminal obeys, and return the code."""
+    line = "".join(
+        one if one.isprintable() else repr(one)[1:-1] for one in " ".join(message.split())
+    )
+    click.echo(f"pgtasks: {line}", err=True)
     return code
 
 

@@ -344,12 +344,28 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 
 
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
-    """Cancel what waits among these, and return which."""
-    rows: Rows = yield Statement(
-        name="cancel_waiting", parameters={"ids": sorted(ids), "reason": reason}, read=list
+    """Cancel what waits among these, and return which.
+
+    Locks in the order of every other writer: unblocked jobs, bundles deepest first, blocked jobs.
+    """
+    parameters = {"ids": sorted(ids), "reason": reason}
+    rows: list[Row] = yield Statement(
+        name="cancel_waiting", parameters={**parameters, "blocked": False}, read=list
     )
+    blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
+    if blocked:
+        yield from _lock_bundles([row[1] for row in (*rows, *blocked)])
+        rows += yield Statement(
+            name="cancel_waiting", parameters={**parameters, "blocked": True}, read=list
+        )
     yield from _count("count_down", [(row[1], True) for row in rows])
     return [row[0] for row in rows]
+
+
+def _lock_bundles(ids: Iterable[str | None]) -> Steps[None]:
+    bundle_ids = sorted({id for id in ids if id})
+    if bundle_ids:
+        yield Statement(name="lock_bundles", parameters={"ids": bundle_ids}, read=no_rows)
 
 
 def delete_history(
@@ -381,9 +397,7 @@ def reset_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     Bundles are locked before the jobs are touched, as everywhere.
     """
     jobs: list[Job] = yield get_jobs(ids)
-    bundle_ids = sorted({job.bundle_id for job in jobs if job.bundle_id})
-    if bundle_ids:
-        yield Statement(name="lock_bundles", parameters={"ids": bundle_ids}, read=no_rows)
+    yield from _lock_bundles([job.bundle_id for job in jobs])
     rows: Rows = yield Statement(
         name="reset_finished", parameters={"ids": sorted(ids), "since": since(ids)}, read=list
     )

@@ -233,9 +233,11 @@ def _cause(pid: int, status: int, peak_kb: int) -> dict[str, Any]:
         how = f"exited with code {os.WEXITSTATUS(status)}"
     return {
         "type": "pgtasks.Crash",
-        "message": f"the child process {pid} {how} while it ran this job; its peak memory was {peak_kb // 1024} MB",
+        "message": f"the child process {pid} {how}; its peak memory was {peak_kb // 1024} MB",
         "traceback": "",
         "args": None,
+        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+        "exit_code": None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status),
     }
 
 

@@ -88,7 +88,8 @@ class Desk:
                 self._give_back("crash_jobs", command, jobs, claims, now)
             case msg.ReleaseLost(known):
                 parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
-                self._link.submit([("release_lost_claims", parameters)], _nothing, now)
+
+                self._link.submit([("release_lost_claims", parameters)], self._on_released, now)
             case _:
                 assert_never(command)
 
@@ -147,14 +148,14 @@ class Desk:
         else:
             self._refused(command, reply)
 
+    def _on_released(self, reply: Reply) -> None:
+        if isinstance(reply, Failed):  # when it is lost, the next Connected asks again
+            _tell_refused("ReleaseLost", reply)
+            self._tell(msg.Unreleased())
+
     def _refused(self, command: Question, reply: Reply) -> None:
         if isinstance(reply, Failed):
-            events.emit(
-                "worker.refused",
-                statement=type(command).__name__,
-                sqlstate=reply.sqlstate,
-                why=reply.message,
-            )
+            _tell_refused(type(command).__name__, reply)
         self._tell(msg.Refused(command))
 
     def _finish(self, batch: msg.Batch, now: float) -> None:
@@ -184,9 +185,7 @@ class Desk:
                 self._tell(msg.Written(batch, ids))
                 _tell_written(batch, ids)
             elif isinstance(reply, Failed):
-                events.emit(
-                    "worker.refused", statement="Finish", sqlstate=reply.sqlstate, why=reply.message
-                )
+                _tell_refused("Finish", reply)
                 reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
                 self._tell(msg.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
             else:
@@ -219,10 +218,14 @@ class Desk:
         calls.append(("delete_claims", {"claims": plain_array(claims)}))
 
         def done(reply: Reply) -> None:
-            if not isinstance(reply, list):
-                self._tell(msg.Unreturned(command))
+            known = isinstance(reply, list)
+            self._tell(msg.Returned(command) if known else msg.Unreturned(command))
 
         self._link.submit(calls, done, now)
+
+
+def _tell_refused(what: str, reply: Failed) -> None:
+    events.emit("worker.refused", statement=what, sqlstate=reply.sqlstate, why=reply.message)
 
 
 def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:

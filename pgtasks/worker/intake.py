@@ -68,6 +68,7 @@ class Intake:
         self.idle = False
         self.next_look = now
         self._next_sweep: dict[str, float] = {}
+        self._sweep_allowed: dict[str, float] = {}  # before that it would cost too much
         self._busy_since = now
         self._busy_claims = 0
         # What is under way
@@ -97,11 +98,14 @@ class Intake:
         """Take note of the answer to a claim, which took ``cost`` seconds."""
         self.claiming -= 1
         if order.sweep:
+            self._sweep_allowed[order.queue] = now + cost / SWEEP_SHARE
             self._next_sweep[order.queue] = now + max(SWEEP_INTERVAL, cost / SWEEP_SHARE)
         if rows:
             self._advance(order, rows)
             self._count_claim(now)
             self.poll = FIRST_POLL
+        else:  # what a look sees may be locked, or lie behind the cursor
+            self.poll = min(self.poll * POLL_GROWTH, self._poll_interval)
         if len(rows) < order.limit:
             if order.sweep or now < self._next_sweep.get(order.queue, 0.0):
                 self.hot.pop(order.queue, None)
@@ -115,7 +119,10 @@ class Intake:
         for queue, (ready, due_in) in found.items():
             if ready and queue not in self.hot:
                 self._heat(queue)
-                self._next_sweep.pop(queue, None)  # it may lie behind the cursor
+                # It may lie behind the cursor.
+                self._next_sweep[queue] = min(
+                    self._next_sweep.get(queue, now), self._sweep_allowed.get(queue, now)
+                )
             if due_in is None:
                 self.due.pop(queue, None)
             else:
@@ -176,7 +183,7 @@ class Intake:
             yield Look()
         if self._listen and not self._setting_idle:
             busy = self._busy_claims >= BUSY_CLAIMS and now - self._busy_since <= 1.0
-            if not self.idle and self.poll >= IDLE_POLL and not self.hot:
+            if not self.idle and not busy and self.poll >= IDLE_POLL and not self.hot:
                 self.idle = self._setting_idle = True
                 yield SetIdle(True)
             elif self.idle and busy:

@@ -21,8 +21,8 @@ and lie in a pipe follows from that: many of microseconds, none extra of long on
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
@@ -54,9 +54,11 @@ from pgtasks.worker.messages import (
     Release,
     ReleaseLost,
     Reported,
+    Returned,
     Send,
     Spawn,
     StopAsked,
+    Unreleased,
     Unreturned,
     Unwritten,
     Woken,
@@ -73,6 +75,10 @@ WRITE_AGAIN = 0.1
 
 # If no job could be sent for so long, those that wait in the parent are given back, for others to take.
 WAIT_LIMIT = 5.0
+
+# A claim on a connection that was given up may be committed after the next one is up: the server's
+# statement_timeout later at most. So what was lost is looked for once more.
+RELEASE_LOST_AGAIN = 10.0
 
 # A child that dies before its first job (a hook of the app raised) is followed by another after this.
 SPAWN_AGAIN = 1.0
@@ -118,8 +124,10 @@ class Ledger:
         self.outcomes: list[Ended] = []
         self.first_outcome_at = 0.0
         self.parts: deque[Batch] = deque()  # batches to write again, or in halves
-        self.claims: dict[str, int] = {}  # token -> jobs that have not left
-        self.ended_claims: list[str] = []
+        self.claims: dict[
+            str, int
+        ] = {}  # token -> jobs whose exit is not committed, as far as is known
+        self.ended_claims: list[str] = []  # nothing is left of them, and the database was not told
         self.to_release: list[Held] = []
         self.to_crash: list[Held] = []
         self.serial = 0
@@ -129,7 +137,9 @@ class Ledger:
 
         self.writing = False
         self.write_after = now
+        self.returning = 0  # Release and Crash under way
         self.must_release_lost = False
+        self.release_lost_again: float | None = None
 
         self.spawning = 0
         self.spawn_after = now
@@ -158,14 +168,20 @@ class Ledger:
                 self.intake.promoted(queue, now)
             case IdleSet(idle):
                 self.intake.idle_set(idle, now)
+            case Unreleased():
+                self.must_release_lost = True
             case Refused(question):
                 self.intake.refused(question, now)
             case Woken(woken):
                 self.intake.woken(woken, now)
+            case Returned(returned):
+                self.returning -= 1
+                self._leave(returned.jobs, returned.claims)
             case Unreturned(returned):
+                self.returning -= 1
                 jobs = self.to_release if isinstance(returned, Release) else self.to_crash
                 jobs += returned.jobs
-                self.ended_claims += returned.claims
+                self._keep_ended(returned.claims)
             case ChildStarted(child):
                 self.spawning -= 1
                 self.children[child] = _Child()
@@ -235,6 +251,7 @@ class Ledger:
 
     def _written(self, event: Written) -> None:
         self.writing = False
+        self._leave([ended.held for ended in event.batch.ended], event.batch.claims)
         for ended in event.batch.ended:
             row = ended.held.row
             if row.id in event.ids or event.batch.again:
@@ -248,6 +265,7 @@ class Ledger:
     def _unwritten(self, event: Unwritten, now: float) -> None:
         self.writing = False
         batch = event.batch
+        self._keep_ended(batch.claims)
         if event.reason == "lost":
             batch.again = True
             self.parts.appendleft(batch)
@@ -257,15 +275,16 @@ class Ledger:
         elif len(batch.ended) > 1:  # one of them cannot be stored: find it by halves
             middle = len(batch.ended) // 2
             self.parts.append(Batch(batch.ended[:middle], []))
-            self.parts.append(Batch(batch.ended[middle:], batch.claims))
+            self.parts.append(Batch(batch.ended[middle:], []))
         else:
-            self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], batch.claims))
+            self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], []))
 
     def _connected(self, now: float) -> None:
         self.connected = True
         if self.phase is Phase.STARTING:
             self.phase = Phase.RUNNING
         self.must_release_lost = True
+        self.release_lost_again = now + RELEASE_LOST_AGAIN
         self.intake.connected(now)
 
     def _child_died(self, event: ChildDied, now: float) -> None:
@@ -274,7 +293,7 @@ class Ledger:
             self.spawning -= 1
             return
         begun = min(max(0, event.begun - child.reported), len(child.pipe))
-        if not event.begun:
+        if not event.begun and event.cause.get("signal") is None:
             self.spawn_after = now + SPAWN_AGAIN
         self.short_in_pipes -= sum(expected < IN_PIPE for _, expected in child.pipe.values())
         rest = [held for held, _ in child.pipe.values()]
@@ -304,20 +323,39 @@ class Ledger:
 
     def _lease_lost(self) -> None:
         """Forget what was not begun; what runs may end, and its finish will be refused as late."""
-        for held in self.waiting:
-            self._leave(held)
+        self._leave((*self.waiting, *self.to_release, *self.to_crash), ())
         self.waiting.clear()
-        for held in (*self.to_release, *self.to_crash):
-            self._leave(held)
         self.to_release, self.to_crash = [], []
 
-    def _leave(self, held: Held) -> None:
-        """Let a job go; with the last of a claim its row can be deleted."""
-        left = self.claims.get(held.token, 0) - 1
-        if left > 0:
-            self.claims[held.token] = left
-        elif self.claims.pop(held.token, None) is not None:
-            self.ended_claims.append(held.token)
+    def _leave(self, jobs: Iterable[Held], told: Collection[str]) -> None:
+        """Let jobs go; a claim of which nothing is left has ended, and its row goes with what is said next.
+
+        Args:
+            jobs: what left.
+            told: the claims whose rows went in the same transaction.
+        """
+        for held in jobs:
+            left = self.claims.get(held.token, 0) - 1
+            if left > 0:
+                self.claims[held.token] = left
+            elif self.claims.pop(held.token, None) is not None and held.token not in told:
+                self.ended_claims.append(held.token)
+
+    def _ending(self, jobs: Iterable[Held]) -> list[str]:
+        """Return the claims that end once these jobs have left, and those that ended before.
+
+        One of which anything else is held, or under way, stays: its row is the only way by which others
+        find its jobs if this worker dies.
+        """
+        leaving = Counter(held.token for held in jobs)
+        ended, self.ended_claims = self.ended_claims, []
+        return ended + [
+            token for token, count in leaving.items() if self.claims.get(token) == count
+        ]
+
+    def _keep_ended(self, claims: Iterable[str]) -> None:
+        """Take back what the database was not told."""
+        self.ended_claims += [token for token in claims if token not in self.claims]
 
     # Commands
 
@@ -348,51 +386,43 @@ class Ledger:
             yield from self._drain()
 
     def _give_back(self, now: float) -> Iterator[Command]:
-        if self.must_release_lost:
+        if self.release_lost_again is not None and now >= self.release_lost_again:
+            self.release_lost_again, self.must_release_lost = None, True
+        if self.must_release_lost and not self.intake.claiming:
             self.must_release_lost = False
-            yield ReleaseLost(tuple(self._own_tokens()))
+            yield ReleaseLost(tuple(self.claims))
         if self.waiting and (self.phase is Phase.DRAINING or now - self.waiting_since > WAIT_LIMIT):
             self.to_release += self.waiting
             self.waiting.clear()
         for kind, jobs in ((Release, self.to_release), (Crash, self.to_crash)):
             if jobs:
-                for held in jobs:
-                    self._leave(held)
-                yield kind(tuple(jobs), self._take_ended_claims())
+                self.returning += 1
+                yield kind(tuple(jobs), self._ending(jobs))
                 jobs.clear()
-
-    def _own_tokens(self) -> set[str]:
-        """Return the tokens under which this worker still has something to say."""
-        returned = (held.token for held in (*self.to_release, *self.to_crash))
-        unwritten = (ended.held.token for batch in self.parts for ended in batch.ended)
-        return {*self.claims, *returned, *unwritten}
-
-    def _take_ended_claims(self) -> list[str]:
-        claims, self.ended_claims = self.ended_claims, []
-        return claims
+        if self.ended_claims and not (self.claims or self.writing or self.returning):
+            self.returning += 1
+            yield Release((), self._ending(()))
 
     def _finish(self, now: float) -> Iterator[Command]:
         if self.writing or now < self.write_after:
             return
         if self.parts:
             self.writing = True
-            yield Finish(self.parts.popleft())
+            batch = self.parts.popleft()
+            batch.claims = self._ending(one.held for one in batch.ended)
+            yield Finish(batch)
         elif self.outcomes and (
             len(self.outcomes) >= FLUSH_BATCH
             or not self.short_in_pipes
             or now - self.first_outcome_at >= FLUSH_DELAY
             or self.phase is not Phase.RUNNING
         ):
-            batch, self.outcomes = (
-                self.outcomes[: 2 * FLUSH_BATCH],
-                self.outcomes[2 * FLUSH_BATCH :],
-            )
+            ended = self.outcomes[: 2 * FLUSH_BATCH]
+            del self.outcomes[: 2 * FLUSH_BATCH]
             self.first_outcome_at = now
-            for ended in batch:
-                self._leave(ended.held)
-            batch.sort(key=lambda ended: ended.held.row.id)
+            ended.sort(key=lambda one: one.held.row.id)
             self.writing = True
-            yield Finish(Batch(batch, self._take_ended_claims()))
+            yield Finish(Batch(ended, self._ending(one.held for one in ended)))
 
     def _send(self, now: float) -> Iterator[Command]:
         """Share what waits among the children, the least loaded first."""
@@ -443,7 +473,7 @@ class Ledger:
 
     def _want(self) -> int:
         """Return how many jobs to claim now: half a batch or more; fewer only if nothing waits."""
-        if not self.children:
+        if not self.children or self.must_release_lost:
             return 0
         target = self.target()
         want = min(target - self.held_count(), self.options.claim_batch)
@@ -461,7 +491,13 @@ class Ledger:
             empty
             and not self.spawning
             and not (
-                self.outcomes or self.parts or self.writing or self.to_release or self.to_crash
+                self.outcomes
+                or self.parts
+                or self.writing
+                or self.to_release
+                or self.to_crash
+                or self.returning
+                or self.ended_claims
             )
             # Jobs that are being claimed right now would stay behind.
             and not (self.connected and (self.intake.claiming or self.waiting))
@@ -483,8 +519,11 @@ class Ledger:
                 moments.append(self.write_after)
             elif self.outcomes:
                 moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
-        if self.phase is Phase.RUNNING and self.connected:
-            moments.append(self.intake.next_wake())
+        if self.phase is Phase.RUNNING:
+            if self.connected:
+                moments.append(self.intake.next_wake())
+            if len(self.children) + self.spawning < self.options.concurrency:
+                moments.append(self.spawn_after)
         if self.drain_deadline is not None and not self.killing:
             moments.append(self.drain_deadline)
         return min(moments)

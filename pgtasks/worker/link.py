@@ -88,6 +88,8 @@ class Link:
         self._prepared: dict[str, bytes] = {}
         self._generation = 0
         self._transformer = Transformer(None)
+        # What broke while sending. More may be submitted in the same cycle, so `check` tells it.
+        self._failure: str | None = None
 
     @property
     def busy(self) -> int:
@@ -133,17 +135,25 @@ class Link:
         """
         assert self._pgconn is not None
         assert self.state is State.UP
-        unit = _Unit(done, make_row, now, [])
-        self._units.append(unit)
-        for name, parameters in calls:
-            sql, names = positional(name)
-            prepared = self._prepared.get(name)
-            if prepared is None:
-                prepared = self._prepared[name] = f"{name}_{self._generation}".encode()
-                self._pgconn.send_prepare(prepared, sql)
-            self._pgconn.send_query_prepared(prepared, [literal(parameters[one]) for one in names])
-        self._pgconn.pipeline_sync()
-        self._flush()
+        self._units.append(_Unit(done, make_row, now, []))
+        if self._failure is not None:
+            return  # `check` will answer it as lost
+        try:
+            for name, parameters in calls:
+                self._send(name, parameters)
+            self._pgconn.pipeline_sync()
+            self._flush()
+        except psycopg.Error as error:  # libpq may notice while sending that the server is gone
+            self._failure = str(error)
+
+    def _send(self, name: str, parameters: Mapping[str, object]) -> None:
+        assert self._pgconn is not None
+        sql, names = positional(name)
+        prepared = self._prepared.get(name)
+        if prepared is None:
+            prepared = self._prepared[name] = f"{name}_{self._generation}".encode()
+            self._pgconn.send_prepare(prepared, sql)
+        self._pgconn.send_query_prepared(prepared, [literal(parameters[one]) for one in names])
 
     def ready(self, now: float) -> str | None:
         """Go on after the socket became readable or writable; returns why the connection broke, if so."""
@@ -153,7 +163,8 @@ class Link:
         try:
             self._pgconn.consume_input()
             self._flush()
-            while not self._pgconn.is_busy() and self._take_result():
+            # A callback may submit, and find the connection broken: `check` goes on then.
+            while self._failure is None and not self._pgconn.is_busy() and self._take_result():
                 pass
             while (heard := self._pgconn.notifies()) is not None:
                 self.notified.append(heard.relname.decode())
@@ -164,7 +175,9 @@ class Link:
         return None
 
     def check(self, now: float) -> str | None:
-        """Break a connection that does not answer; returns why, if so."""
+        """Break a connection that broke while sending or does not answer; returns why, if so."""
+        if self._failure is not None:
+            return self._break(now, self._failure)
         if self.state is State.CONNECTING and now - self._started_at > CONNECT_TIMEOUT:
             return self._break(now, f"no connection within {CONNECT_TIMEOUT:g} s")
         if self._units and now - self._units[0].sent_at > REPLY_TIMEOUT:
@@ -202,10 +215,13 @@ class Link:
         self._pgconn.enter_pipeline_mode()
         unit = _Unit(_ignore, tuple, now, [])
         self._units.append(unit)
-        for sql in (f"set statement_timeout = '{STATEMENT_TIMEOUT}'", *self._setup):
-            self._pgconn.send_query_params(sql.encode(), None)
-        self._pgconn.pipeline_sync()
-        self._flush()
+        try:
+            for sql in (f"set statement_timeout = '{STATEMENT_TIMEOUT}'", *self._setup):
+                self._pgconn.send_query_params(sql.encode(), None)
+            self._pgconn.pipeline_sync()
+            self._flush()
+        except psycopg.Error as error:
+            return self._break(now, str(error))
         return None
 
     # Replies
@@ -217,8 +233,10 @@ class Link:
             return False
         result = self._pgconn.get_result()
         unit = self._units[0]
-        if result is None:  # the end of one statement's results
-            return True
+        if (
+            result is None
+        ):  # the end of one statement's results; for ever, if the connection is gone
+            return self._pgconn.status == pq.ConnStatus.OK
         match result.status:
             case pq.ExecStatus.PIPELINE_SYNC:
                 self._units.popleft()
@@ -252,6 +270,7 @@ class Link:
         lines = (why or "").strip().splitlines()
         message = lines[0] if lines else "the connection was closed"
         units, self._units = self._units, deque()
+        self._failure = None
         if self._pgconn is not None:
             self._pgconn.finish()
         self._pgconn = None

@@ -111,6 +111,13 @@ class IdleSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """A Release or Crash was committed."""
+
+    command: Release | Crash
+
+
+@dataclass(frozen=True, slots=True)
 class Unreturned:
     """A Release or Crash was not committed, as far as is known."""
 
@@ -122,6 +129,11 @@ class Refused:
     """A Look, Claim, Promote or SetIdle came to nothing."""
 
     command: Look | Claim | Promote | SetIdle
+
+
+@dataclass(frozen=True, slots=True)
+class Unreleased:
+    """A ReleaseLost was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +208,10 @@ Event = (
     | Claimed
     | Promoted
     | IdleSet
+    | Returned
     | Unreturned
     | Refused
+    | Unreleased
     | Written
     | Unwritten
     | Woken

@@ -27,7 +27,7 @@ from pgtasks.worker import messages as msg
 from pgtasks.worker.children import Child, Pool, PreforkPool
 from pgtasks.worker.desk import Desk
 from pgtasks.worker.ledger import Ledger, Phase
-from pgtasks.worker.link import Link, State
+from pgtasks.worker.link import Call, Link, State
 from pgtasks.worker.upkeep import Upkeep
 from pgtasks.worker.wire import pack_jobs
 
@@ -182,10 +182,6 @@ class Parent:
                 owner.write()
             else:
                 self._child_ready(owner)
-        for link in (self._work, self._watch):
-            why = link.check(now)
-            if why:
-                self._link_broke(link, why, now)
         self._reap()
         while self._signals:
             number = self._signals.pop(0)
@@ -259,7 +255,10 @@ class Parent:
     # Connections
 
     def _keep_up(self, link: Link, now: float) -> None:
-        """Start to connect a link that is down, once its back-off is over."""
+        """Notice that a link is dead; start to connect one that is down, once its back-off is over."""
+        why = link.check(now)
+        if why:
+            self._link_broke(link, why, now)
         if link.state is State.DOWN and now >= self._retry_at[link]:
             why = link.start(now)
             if why:
@@ -390,22 +389,25 @@ class Parent:
         return False
 
     def _deregister(self) -> None:
-        if self._work.state is State.UP and self.ledger.done:
-            until = time.monotonic() + 2.0
-            self._work.submit(
-                [
-                    ("release_lost_claims", {"worker_id": self.worker_id, "known": "{}"}),
-                    ("deregister_worker", {"worker_id": self.worker_id}),
-                ],
-                lambda reply: None,
-                time.monotonic(),
-            )
-            while self._work.busy and time.monotonic() < until:
-                selector = selectors.SelectSelector()
+        """Take this worker out of the database; if that fails, others will find it gone."""
+        if self._work.state is not State.UP or not self.ledger.done:
+            return
+        now = time.monotonic()
+        until = now + 2.0
+        worker: dict[str, object] = {"worker_id": self.worker_id}
+        # In one transaction: a claim without its worker's row would be an orphan.
+        calls: list[Call] = [
+            ("release_lost_claims", {**worker, "known": "{}"}),
+            ("deregister_worker", worker),
+        ]
+        self._work.submit(calls, lambda reply: None, now)
+        while self._work.busy and now < until and self._work.check(now) is None:
+            with selectors.SelectSelector() as selector:
                 selector.register(self._work.fileno(), selectors.EVENT_READ)
                 selector.select(0.2)
-                if self._work.ready(time.monotonic()) is not None:
-                    break
+            now = time.monotonic()
+            if self._work.ready(now) is not None:
+                break
 
 
 def _channels(queues: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pgtasks_cli.benchmarking.scratch import Scratch
 
 INSERT = "insert into {} (id, queue, task, args, kwargs) values (%s, %s, %s, %s, %s)"
-SIZES = (10, 20, 50, 100, 200, 500, 1000)
+SIZES = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def measure(scratch: Scratch, plan: Plan) -> Iterator[Figure]:
@@ -185,7 +185,7 @@ def crossover(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[Figur
             transact(connection, step)
 
         took = in_turns(
-            {"copy": by_copy, "arrays": by_arrays}, plan.times(max(15, 2000 // size), 2)
+            {"copy": by_copy, "arrays": by_arrays}, plan.times(max(25, min(200, 4000 // size)), 2)
         )
         copy, arrays = (statistics.median(took[way]) for way in ("copy", "arrays"))
         taken[size] = copy, arrays

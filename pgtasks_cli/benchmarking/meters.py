@@ -80,12 +80,13 @@ def server_processes(connection: psycopg.Connection[Any]) -> list[psutil.Process
     for (pid,) in rows:
         try:
             process = psutil.Process(pid)
-            if "postgres" not in process.name():
-                return None
-        except psutil.Error:
+            name = process.name()
+        except psutil.NoSuchProcess:
+            continue  # such as an autovacuum that just ended
+        if "postgres" not in name:
             return None
         found.append(process)
-    return found
+    return found or None
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> dict[int, float]:

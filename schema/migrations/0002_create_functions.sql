@@ -219,10 +219,9 @@ begin
                     where h.bundle_id = b.id and h.stopped_at >= b.created_at
                 )
                 when 'result' then (
-                    select coalesce(h.result, 'null')
+                    select coalesce(max(h.result), 'null')
                     from pgtasks.job_history h
                     where h.bundle_id = b.id and h.stopped_at >= b.created_at
-                    limit 1
                 )
             end
         from pgtasks.job_bundle b
@@ -395,7 +394,7 @@ $$;
 --
 -- One entry a job in every array, sorted by id. p_outcome: 'succeeded', 'failed', 'expired',
 -- 'quarantined', 'cancelled', or 'retry' (ready again after p_delay seconds; one whose cancel was
--- requested is cancelled instead). p_keep false: nothing is kept of it. p_age: seconds since the attempt
+-- requested is cancelled instead). p_keep false: nothing is kept of it, unless it is in a bundle. p_age: seconds since the attempt
 -- began, null: it did not. p_claims: claim batches of which nothing is left.
 --
 -- Only rows that still carry the token are touched; their ids come back. The others are late finishes
@@ -487,7 +486,8 @@ begin
                 -- One that was claimed and never begun has not been attempted.
                 g.attempt - case when g.age is null then 1 else 0 end, g.worker_id, g.result, g.error
             from gone g
-            where g.keep
+            -- A member's place in the results of its bundle is kept in any case.
+            where g.keep or g.bundle_id is not null
         )
         select
             coalesce(array_agg(g.id::text), '{}'),
@@ -515,9 +515,50 @@ begin
 end
 $$;
 
+-- Gives claimed jobs of one queue back, as far as they still carry the token: unattempted, or charged a
+-- crash (those in p_crashed; their attempt counts). One whose cancel was requested ends cancelled.
+-- Returns how many.
+create function pgtasks.give_back(p_queue text, p_ids uuid[], p_tokens uuid[], p_crashed uuid[]) returns integer
+language plpgsql
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+    v_count integer;
+    v_cancelled pgtasks.job[];
+begin
+    update pgtasks.job j
+    set token = null,
+        worker_id = null,
+        started_at = null,
+        attempt = j.attempt - case when j.id = any(p_crashed) then 0 else 1 end,
+        crashes = j.crashes + case when j.id = any(p_crashed) then 1 else 0 end
+    from unnest(p_ids, p_tokens) as r (id, token)
+    where j.queue = p_queue and j.id = r.id and j.token = r.token and not j.cancel_requested;
+    get diagnostics v_count = row_count;
+
+    with gone as (
+        delete from pgtasks.job j
+        using unnest(p_ids, p_tokens) as r (id, token)
+        where j.queue = p_queue and j.id = r.id and j.token = r.token
+        returning j as job
+    )
+    select coalesce(array_agg(g.job), '{}') into v_cancelled from gone g;
+
+    if cardinality(v_cancelled) > 0 then
+        perform pgtasks.archive(v_cancelled, 'cancelled', 'given back after a cancel was requested');
+        perform pgtasks.count_down(
+            array(select j.bundle_id from unnest(v_cancelled) j where j.bundle_id is not null),
+            array(select true from unnest(v_cancelled) j where j.bundle_id is not null)
+        );
+    end if;
+    return v_count + cardinality(v_cancelled);
+end
+$$;
+
 -- Makes a dead worker's jobs ready again, and forgets the worker. The jobs that its children had begun
--- are charged a crash and keep their attempt; what it merely held is returned unattempted. A job whose
--- cancel was requested ends cancelled.
+-- are charged a crash; what it merely held is returned unattempted.
 --
 -- p_beat is the beat that the observer saw stand still: if it moved after all, nothing happens. The claim
 -- rows are the only way in: no scan of the backlog. Returns how many jobs came back; null: the worker
@@ -527,10 +568,7 @@ language plpgsql as $$
 declare
     v_running uuid[];
     v_claim record;
-    v_rows integer;
     v_count integer := 0;
-    v_cancelled pgtasks.job[];
-    v_all_cancelled pgtasks.job[] := '{}';
     v_queues text[] := '{}';
 begin
     select w.running into v_running
@@ -544,38 +582,13 @@ begin
     for v_claim in
         select c.token, c.queue, c.job_ids from pgtasks.claim c where c.worker_id = p_worker_id order by c.token
     loop
-        update pgtasks.job j
-        set token = null,
-            worker_id = null,
-            started_at = null,
-            attempt = j.attempt - case when j.id = any(v_running) then 0 else 1 end,
-            crashes = j.crashes + case when j.id = any(v_running) then 1 else 0 end
-        where j.queue = v_claim.queue
-            and j.id = any(v_claim.job_ids)
-            and j.token = v_claim.token
-            and not j.cancel_requested;
-        get diagnostics v_rows = row_count;
-
-        with gone as (
-            delete from pgtasks.job j
-            where j.queue = v_claim.queue
-                and j.id = any(v_claim.job_ids)
-                and j.token = v_claim.token
-            returning j as job
-        )
-        select coalesce(array_agg(g.job), '{}') into v_cancelled from gone g;
-
-        v_count := v_count + v_rows + cardinality(v_cancelled);
-        v_all_cancelled := v_all_cancelled || v_cancelled;
+        v_count := v_count + pgtasks.give_back(
+            v_claim.queue, v_claim.job_ids,
+            array_fill(v_claim.token, array[cardinality(v_claim.job_ids)]), v_running
+        );
         v_queues := v_queues || v_claim.queue;
     end loop;
 
-    if cardinality(v_all_cancelled) > 0 then
-        perform pgtasks.archive(v_all_cancelled, 'cancelled', 'its worker died after a cancel was requested');
-        perform pgtasks.count_down(array_agg(j.bundle_id), array_agg(true))
-        from unnest(v_all_cancelled) j
-        where j.bundle_id is not null;
-    end if;
     delete from pgtasks.claim c where c.worker_id = p_worker_id;
     delete from pgtasks.worker w where w.id = p_worker_id;
     perform pgtasks.wake(v_queues);

@@ -1,9 +1,9 @@
 -- name: cancel_waiting
--- Takes jobs out that wait, by id order; the running ones stay.
+-- Takes jobs out that wait, by id order; the running ones stay, and the blocked ones unless said.
 with locked as materialized (
     select j.id, j.queue
     from pgtasks.job j
-    where j.id = any(%(ids)s::uuid[]) and j.token is null
+    where j.id = any(%(ids)s::uuid[]) and j.token is null and (%(blocked)s or j.state <> 'blocked')
     order by j.id
     for update
 ), gone as (
@@ -80,12 +80,24 @@ select g.id::text, g.bundle_id::text, g.state <> 'succeeded' from gone g
 -- Counts members into their bundles again.
 select pgtasks.count_up(%(bundle_ids)s::uuid[], %(failed)s::boolean[])
 
+-- name: get_blocked
+-- Which of these jobs wait for a bundle, and the bundles that they are members of.
+select id::text, bundle_id::text
+from pgtasks.job
+where id = any(%(ids)s::uuid[]) and state = 'blocked'
+
 -- name: lock_bundles
--- Locks bundles deepest first, by id: who adds, resets or removes members does this first.
-select id::text, stopped_at is not null
-from pgtasks.job_bundle
-where id = any(%(ids)s::uuid[])
-order by depth desc, id
+-- Locks bundles and those around them, deepest first, by id: who adds, resets or removes members does this
+-- before touching blocked jobs.
+with recursive family as (
+    select b.id, b.parent_id from pgtasks.job_bundle b where b.id = any(%(ids)s::uuid[])
+    union
+    select b.id, b.parent_id from pgtasks.job_bundle b join family f on b.id = f.parent_id
+)
+select b.id::text, b.stopped_at is not null
+from pgtasks.job_bundle b
+where b.id = any(array(select f.id from family f))
+order by b.depth desc, b.id
 for update
 
 -- name: get_finished_members

@@ -7,17 +7,11 @@ select pgtasks.finish_jobs(
 
 -- name: release_jobs
 -- Gives claimed jobs of one queue back unrun: the attempt does not count, their place in line stays.
-update pgtasks.job j
-set token = null, worker_id = null, started_at = null, attempt = j.attempt - 1
-from unnest(%(id)s::uuid[], %(token)s::uuid[]) as r (id, token)
-where j.queue = %(queue)s and j.id = r.id and j.token = r.token
+select pgtasks.give_back(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')
 
 -- name: crash_jobs
 -- Makes jobs of one queue whose child died ready again and charges them a crash; the attempt counts.
-update pgtasks.job j
-set token = null, worker_id = null, started_at = null, crashes = j.crashes + 1
-from unnest(%(id)s::uuid[], %(token)s::uuid[]) as r (id, token)
-where j.queue = %(queue)s and j.id = r.id and j.token = r.token
+select pgtasks.give_back(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[])
 
 -- name: delete_claims
 -- Forgets claim batches of which nothing is left.
@@ -31,7 +25,5 @@ with lost as (
     where c.worker_id = %(worker_id)s::bigint and not c.token = any(%(known)s::uuid[])
     returning c.queue, c.token, c.job_ids
 )
-update pgtasks.job j
-set token = null, worker_id = null, started_at = null, attempt = j.attempt - 1
-from lost
-where j.queue = lost.queue and j.id = any(lost.job_ids) and j.token = lost.token
+select pgtasks.give_back(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
+from lost l

@@ -56,10 +56,8 @@ with orphaned as (
     where not exists (select from pgtasks.worker w where w.id = c.worker_id)
     returning c.queue, c.token, c.job_ids
 )
-update pgtasks.job j
-set token = null, worker_id = null, started_at = null, attempt = j.attempt - 1
+select pgtasks.give_back(o.queue, o.job_ids, array_fill(o.token, array[cardinality(o.job_ids)]), '{}')
 from orphaned o
-where j.queue = o.queue and j.id = any(o.job_ids) and j.token = o.token
 
 -- name: maintain_history
 -- Creates the partitions of the days to come and drops the expired ones.

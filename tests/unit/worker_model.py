@@ -293,8 +293,7 @@ class World:
         happened, self.events = self.events, []
         for event in happened:
             self._note(event)
-            if not isinstance(event, Done):
-                self.ledger.handle(event, self.now)
+            self.ledger.handle(event, self.now)
         done = []
         for command in self.ledger.commands(self.now):
             self._perform(command)
@@ -318,8 +317,6 @@ class World:
     def answer(self, how: Answer = "ok", locked: int = 0, cost: float = 0.001) -> None:
         """Let the server answer what is first in line."""
         unit = self.units.popleft()
-        if isinstance(unit.command, msg.ReleaseLost):
-            how = "ok"
         self.events += self._execute(unit, how, locked, cost)
 
     def start_child(self) -> None:
@@ -429,7 +426,8 @@ class World:
                     self.charged.append(held.row.id)
                 self._check_tokens(claims)
             case msg.ReleaseLost(known):
-                own = {key[0] for key, one in self.claimed.items() if one.place in HELD}
+                live = (*HELD, Place.LEAVING)
+                own = {key[0] for key, one in self.claimed.items() if one.place in live}
                 assert own <= set(known), "a token of a held job is called unknown"
 
     def _leave(self, held: msg.Held, *places: Place) -> Claimed:
@@ -474,8 +472,7 @@ class World:
                     return [msg.Unwritten(batch, "value", "no such value")]
             case msg.Release() | msg.Crash():
                 database.give_back(command)
-                returned: Callable[[Any], Any] | None = getattr(msg, "Returned", None)
-                return [returned(command)] if returned else [Done(command)]  # type: ignore[list-item]
+                return [msg.Returned(command)]
             case msg.ReleaseLost(known):
                 database.release_lost(known)
         return []
@@ -486,8 +483,8 @@ class World:
                 return [msg.Unwritten(batch, reason, "the server said no")]
             case msg.Release() | msg.Crash():
                 return [msg.Unreturned(command)]
-            case msg.ReleaseLost():
-                return []
+            case msg.ReleaseLost() if reason == "lost":
+                return []  # the next connection asks again
             case _:
                 return [msg.Refused(command)]
 
@@ -530,8 +527,8 @@ class World:
                 for claimed in self.claimed.values():
                     if claimed.place is Place.WAITING:
                         claimed.place = Place.RETURNING
-            case _ if hasattr(event, "command") and not isinstance(event, msg.Refused):
-                for held in event.command.jobs:  # returned
+            case msg.Returned(command):
+                for held in command.jobs:
                     self._of(held).place = Place.GONE
 
     @property
@@ -613,13 +610,6 @@ class World:
         children = [(child.number, len(child.inbox), child.begun) for child in self.children.values()]
         jobs = list(self.database.jobs.values())[:3]
         return f"{self.now:.3f} {self.ledger.phase} {held} {list(self.units)} {children} {jobs}"
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A Release or Crash was committed; of no interest to a ledger that has no event for it."""
-
-    command: msg.Release | msg.Crash
 
 
 def check_ranges(order: msg.Claim) -> None:
