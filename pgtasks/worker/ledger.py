@@ -76,9 +76,9 @@ WRITE_AGAIN = 0.1
 # If no job could be sent for so long, those that wait in the parent are given back, for others to take.
 WAIT_LIMIT = 5.0
 
-# A claim on a connection that was given up may be committed after the next one is up: the server's
-# statement_timeout later at most. So what was lost is looked for once more.
-RELEASE_LOST_AGAIN = 10.0
+# A claim on a connection that was given up may be committed long after the next one is up, when the server
+# or the network stood still. So what was lost is looked for so often.
+RELEASE_LOST_EVERY = 10.0
 
 # A child that dies before its first job (a hook of the app raised) is followed by another after this.
 SPAWN_AGAIN = 1.0
@@ -139,7 +139,8 @@ class Ledger:
         self.write_after = now
         self.returning = 0  # Release and Crash under way
         self.must_release_lost = False
-        self.release_lost_again: float | None = None
+        self.release_lost_at = now
+        self.return_after = now
 
         self.spawning = 0
         self.spawn_after = now
@@ -170,6 +171,7 @@ class Ledger:
                 self.intake.idle_set(idle, now)
             case Unreleased():
                 self.must_release_lost = True
+                self.return_after = now + WRITE_AGAIN
             case Refused(question):
                 self.intake.refused(question, now)
             case Woken(woken):
@@ -182,6 +184,7 @@ class Ledger:
                 jobs = self.to_release if isinstance(returned, Release) else self.to_crash
                 jobs += returned.jobs
                 self._keep_ended(returned.claims)
+                self.return_after = now + WRITE_AGAIN
             case ChildStarted(child):
                 self.spawning -= 1
                 self.children[child] = _Child()
@@ -277,6 +280,8 @@ class Ledger:
             self.parts.append(Batch(batch.ended[:middle], []))
             self.parts.append(Batch(batch.ended[middle:], []))
         else:
+            if batch.ended[0].kind == "failed":  # not for its own value, it seems
+                self.write_after = now + WRITE_AGAIN
             self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], []))
 
     def _connected(self, now: float) -> None:
@@ -284,7 +289,7 @@ class Ledger:
         if self.phase is Phase.STARTING:
             self.phase = Phase.RUNNING
         self.must_release_lost = True
-        self.release_lost_again = now + RELEASE_LOST_AGAIN
+        self.return_after = now
         self.intake.connected(now)
 
     def _child_died(self, event: ChildDied, now: float) -> None:
@@ -369,7 +374,8 @@ class Ledger:
             self.killing = True
         if self.killing:
             for number, child in self.children.items():
-                if child.pipe:
+                overdue = self.drain_deadline is not None and now >= self.drain_deadline
+                if child.pipe or overdue:  # overdue and empty: it hangs on its way out
                     yield KillChild(number)
         if self.connected:
             yield from self._give_back(now)
@@ -386,10 +392,11 @@ class Ledger:
             yield from self._drain()
 
     def _give_back(self, now: float) -> Iterator[Command]:
-        if self.release_lost_again is not None and now >= self.release_lost_again:
-            self.release_lost_again, self.must_release_lost = None, True
-        if self.must_release_lost and not self.intake.claiming:
+        if now < self.return_after:
+            return
+        if (self.must_release_lost or now >= self.release_lost_at) and not self.intake.claiming:
             self.must_release_lost = False
+            self.release_lost_at = now + RELEASE_LOST_EVERY
             yield ReleaseLost(tuple(self.claims))
         if self.waiting and (self.phase is Phase.DRAINING or now - self.waiting_since > WAIT_LIMIT):
             self.to_release += self.waiting
@@ -519,6 +526,8 @@ class Ledger:
                 moments.append(self.write_after)
             elif self.outcomes:
                 moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
+        if self.connected and (self.to_release or self.to_crash or self.must_release_lost):
+            moments.append(self.return_after)
         if self.phase is Phase.RUNNING:
             if self.connected:
                 moments.append(self.intake.next_wake())

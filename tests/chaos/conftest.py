@@ -57,9 +57,7 @@ class Look:
 
     def open(self) -> psycopg.Connection[Any]:
         if self.connection is None or self.connection.broken or self.connection.closed:
-            self.connection = psycopg.connect(
-                self._dsn, autocommit=True, application_name="test"
-            )
+            self.connection = psycopg.connect(self._dsn, autocommit=True, application_name="test")
         return self.connection
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from tests.fixtures.runs import Runs
 from tests.fixtures.workers import (
     Gate,
     Workers,
+    is_alive,
     until,
     wait_until_begun,
     wait_until_finished,
@@ -219,3 +220,24 @@ def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
 
     assert (second.job().state, second.job().attempt) == (JobState.SUCCEEDED, 1)
     check(connection, runs, {first.id, second.id}).assert_sound()
+
+
+def test_worker_that_is_told_to_stop_during_an_outage_ends_and_its_jobs_are_rescued(
+    server: TemporaryServer, workers: Workers, runs: Runs, gate: Gate, look: Look
+) -> None:
+    first = workers.start(concurrency=1, beat=0.2, grace=0.5)
+    result = sample_app.step.delay(runs.path, str(gate))
+    pid = wait_until_begun(runs, result.id)
+    look.close()
+    server.stop("immediate")
+
+    first.signal(signal.SIGTERM)
+    first.wait(timeout=15)
+    assert not is_alive(pid)
+    server.start()
+    gate.open()
+    workers.start(concurrency=1, beat=0.2)
+    wait_until_finished(look.open(), 1)
+
+    check(look.open(), runs, {result.id}).assert_sound()
+    assert len(runs.of(result.id)) == 2

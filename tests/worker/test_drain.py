@@ -167,7 +167,9 @@ def test_draining_worker_says_so_and_claims_nothing(
     assert (later.job().state, later.job().attempt) == (JobState.READY, 0)
 
 
-def test_block_of_app_worker_drains_at_its_end(app: App, runs: Runs, connection: Connection) -> None:
+def test_block_of_app_worker_drains_at_its_end(
+    app: App, runs: Runs, connection: Connection
+) -> None:
     with app.worker(concurrency=2) as worker:
         pid = sample_app.step.delay(runs.path).get(timeout=10)
         assert pid not in (worker.pid, os.getpid())

@@ -268,9 +268,7 @@ def test_worker_that_does_not_listen_polls(
     assert listening == (0,)
 
 
-def test_solo_worker_runs_jobs_in_its_own_process(
-    app: App, workers: Workers, runs: Runs
-) -> None:
+def test_solo_worker_runs_jobs_in_its_own_process(app: App, workers: Workers, runs: Runs) -> None:
     worker = workers.start(pool="solo")
 
     assert sample_app.step.delay(runs.path).get(timeout=10) == worker.pid

@@ -1,0 +1,127 @@
+"""Every public ``aX`` is the asynchronous twin of an ``X`` with the same parameters."""
+
+import inspect
+
+import pytest
+
+from pgtasks import App, AsyncResult, EagerResult, GroupResult, Signature, Task, group
+from pgtasks.registry import Registry
+
+CLASSES = [App, Task, AsyncResult, EagerResult, GroupResult, Signature, group]
+
+# Public names that begin with an a, and are nobody's twin.
+NO_TWINS = {
+    "AsyncResult",
+    "app",
+    "after_return",
+    "apply",
+    "apply_async",
+    "apply_at",
+    "args",
+    "autodiscover",
+}
+
+# What does I/O in one step only, or is a block: without a twin, for a reason.
+ALONE = {
+    App: {
+        # blocks, and what they give
+        "connection",
+        "current",
+        "eager",
+        "ignoring",
+        "worker",
+        # drivers of their own kind
+        "run",
+        # handles, which ask nothing
+        "result",
+        "group_result",
+    }
+    | {name for name in vars(Registry) if not name.startswith("_")},
+    Task: {
+        "apply",  # runs here and now, like the function itself
+        "AsyncResult",
+        "new_job",
+        "retry",
+        "s",
+        "si",
+        "signature",
+        "using",
+        "run",
+        "before_start",
+        "on_success",
+        "on_failure",
+        "on_retry",
+        "after_return",
+    },
+    AsyncResult: set(),
+    EagerResult: set(),
+    GroupResult: set(),
+    Signature: {"apply", "clone", "new_job", "set"},
+    group: set(),
+}
+
+
+def twins(cls: type) -> list[str]:
+    return [
+        name
+        for name in dir(cls)
+        if name.startswith("a")
+        and name not in NO_TWINS
+        and (inspect.iscoroutinefunction(getattr(cls, name)) or hasattr(cls, name[1:]))
+    ]
+
+
+PAIRS = [(cls, name) for cls in CLASSES for name in twins(cls)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), PAIRS, ids=[f"{cls.__name__}.{name}" for cls, name in PAIRS]
+)
+def test_a_twin_takes_the_same_parameters(cls, name):
+    asynchronous = getattr(cls, name)
+    synchronous = inspect.getattr_static(cls, name[1:])
+
+    assert inspect.iscoroutinefunction(asynchronous)
+    if isinstance(synchronous, property):
+        assert list(inspect.signature(asynchronous).parameters) == ["self"]
+        return
+    assert not inspect.iscoroutinefunction(getattr(cls, name[1:]))
+    one, other = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+        for f in (asynchronous, getattr(cls, name[1:]))
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), PAIRS, ids=[f"{cls.__name__}.{name}" for cls, name in PAIRS]
+)
+def test_a_twin_returns_the_same_type(cls, name):
+    synchronous = inspect.getattr_static(cls, name[1:])
+    synchronous = synchronous.fget if isinstance(synchronous, property) else synchronous
+
+    assert (
+        inspect.signature(getattr(cls, name)).return_annotation
+        == inspect.signature(synchronous).return_annotation
+    )
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_public_method_has_a_twin_or_a_reason(cls):
+    without = {
+        name
+        for name in dir(cls)
+        if not name.startswith("_")
+        and inspect.isfunction(inspect.getattr_static(cls, name))
+        and not hasattr(cls, f"a{name}")
+        and not (name.startswith("a") and hasattr(cls, name[1:]))
+    }
+
+    assert without <= ALONE[cls]
+
+
+def test_the_walk_finds_the_twins():
+    found = {f"{cls.__name__}.{name}" for cls, name in PAIRS}
+
+    assert {"App.ajobs", "Task.adelay", "AsyncResult.aget", "GroupResult.arevoke"} <= found
+    assert len(found) > 60
