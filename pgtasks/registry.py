@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -160,18 +159,17 @@ class Registry:
 
     def find_error(self, name: str) -> type[Exception] | None:
         """Return the exception class that is stored under that name, if it is built in or known here."""
-        return builtin_error(name) or self._errors_by_name.get(name)
-
-    @cached_property
-    def _errors_by_name(self) -> dict[str, type[Exception]]:
-        named = dict(OWN_ERRORS)
+        found = builtin_error(name) or OWN_ERRORS.get(name)
+        if found is not None:
+            return found
+        # Not kept: classes may be declared at any time, and this is asked for failed jobs only.
         declared: list[type[BaseException]] = list(self.known_errors)
         for task in self.tasks.values():
             declared += [*task.options.throws, *task.options.retry_for]
         for cls in declared:
-            if issubclass(cls, Exception):
-                named[f"{cls.__module__}.{cls.__qualname__}"] = cls
-        return named
+            if f"{cls.__module__}.{cls.__qualname__}" == name and issubclass(cls, Exception):
+                return cls
+        return None
 
     def route(self, job: NewJob) -> None:
         """Put a job into the queue that the routes name for its task."""

@@ -133,9 +133,10 @@ def describe(
 
 def type_name(cls: type) -> str:
     """Return the name under which an exception's class is stored: built-in ones without module."""
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
+    name = cls.__qualname__
+    return storable(name if cls.__module__ == "builtins" else f"{cls.__module__}.{name}")[
+        :MAX_MESSAGE
+    ]
 
 
 def storable(text: str) -> str:

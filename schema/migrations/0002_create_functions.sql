@@ -482,7 +482,9 @@ begin
                 g.id, g.queue, g.outcome, g.priority, g.created_at, g.start_at, g.expires_at,
                 now() - g.age * interval '1 second', g.task, g.args, g.kwargs, g.options, g.origin,
                 g.parent_id, g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on, g.takes,
-                g.input, g.reason, g.crashes, g.attempts,
+                g.input, g.reason,
+                -- The crash that led to quarantine was not counted yet.
+                g.crashes + case when g.outcome = 'quarantined' and g.age is not null then 1 else 0 end, g.attempts,
                 -- One that was claimed and never begun has not been attempted.
                 g.attempt - case when g.age is null then 1 else 0 end, g.worker_id, g.result, g.error
             from gone g

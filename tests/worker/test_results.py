@@ -253,7 +253,7 @@ def test_jobs_that_a_task_enqueues_know_their_parent(app: App, workers: Workers)
 def test_logs_carry_no_arguments_and_no_results(
     app: App, workers: Workers, connection: Connection
 ) -> None:
-    secret = "hunter2"  # noqa: S105
+    secret = "hunter2"
     worker = workers.start(concurrency=2)
     sample_app.describe.delay(secret, password=secret)
     sample_app.step.delay(f"/nowhere/{secret}")  # raises, and says the path
@@ -283,5 +283,5 @@ def test_worker_that_cannot_start_says_why(app: App, dsn: str) -> None:
 
     with pytest.raises(PgTasksError, match="has no tasks"), empty.worker():
         pass
-    with pytest.raises(PgTasksError, match="127.0.0.1"), nowhere.worker():
+    with pytest.raises(PgTasksError, match=r"127\.0\.0\.1"), nowhere.worker():
         pass
