@@ -186,15 +186,21 @@ class Retry(BaseException):  # control flow, see above
         self.error = error
         self.retries = retries
 
+    def __str__(self) -> str:
+        return "retry by its schedule" if self.after is None else f"retry after {self.after}"
+
 
 class Reject(BaseException):  # control flow, see above
     """Fail this job now, whatever retries are left; raise it from inside a task.
 
     Args:
-        reason: kept as the job's error message.
+        reason: a text or an exception, kept as the job's error message.
+        requeue: Celery's word; a rejected job is not run again, so only False is accepted.
     """
 
-    def __init__(self, reason: str = "rejected") -> None:
+    def __init__(self, reason: object = "rejected", requeue: bool = False) -> None:
+        if requeue:
+            raise ConfigurationError("Reject(requeue=True) is not supported: raise Retry(after=0)")
         super().__init__(reason)
         self.reason = reason
 

@@ -5,6 +5,7 @@ No line carries arguments or results. Records that a task logs carry its name an
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -87,7 +88,7 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         if self._json:
-            return orjson.dumps(fields, default=str).decode()
+            return _json(fields)
         head = f"{fields.pop('time')} {fields.pop('level'):<7} {fields.pop('logger')} {fields.pop('message')}"
         trace = fields.pop("traceback", None)
         line = " ".join(
@@ -103,9 +104,17 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".")
     text = str(value)
-    return (
-        orjson.dumps(text).decode() if not text or any(char in text for char in ' ="\n\t') else text
-    )
+    if text and text.isprintable() and not any(char in text for char in ' ="'):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """Return the line as JSON, whatever a task's ``extra=`` holds."""
+    try:
+        return orjson.dumps(fields, default=str).decode()
+    except TypeError:  # a lone surrogate, a huge number, a key that is no text
+        return json.dumps(fields, default=str)
 
 
 def log_event(name: str, fields: dict[str, object]) -> None:

@@ -137,10 +137,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.pool not in ("prefork", "solo"):
             raise ConfigurationError(f"expected pool 'prefork' or 'solo', found {self.pool!r}")
-        if not 1 <= self.concurrency <= 1000:
-            raise ConfigurationError(
-                f"concurrency is a number from 1 to 1000, found {self.concurrency!r}"
-            )
+        check_count("concurrency", self.concurrency, most=1000)
         if self.pool == "solo" and self.concurrency != 1:
             raise ConfigurationError(
                 f"pool 'solo' runs one job at a time, found concurrency {self.concurrency}: "
@@ -155,11 +152,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("beat", self.beat, least=0.1)
         check_seconds("lease", self.lease, least=2 * self.beat)
         check_seconds("keep_history_for", self.keep_history_for, least=0)
-        for option in ("claim_batch", "prefetch"):
-            if not 1 <= getattr(self, option) <= 10_000:
-                raise ConfigurationError(
-                    f"{option} is a number from 1 to 10000, found {getattr(self, option)!r}"
-                )
+        check_count("claim_batch", self.claim_batch, most=10_000)
+        check_count("prefetch", self.prefetch, most=10_000)
 
 
 def check_queue_name(name: object) -> None:
@@ -193,6 +187,12 @@ def check_retries(retries: object) -> None:
     """Raise ConfigurationError unless this is a number of retries."""
     if not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= FOREVER:
         raise ConfigurationError(f"retries is a whole number from 0, found {retries!r}")
+
+
+def check_count(option: str, value: object, *, most: int) -> None:
+    """Raise ConfigurationError unless this is a whole number from 1 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ConfigurationError(f"{option} is a whole number from 1 to {most}, found {value!r}")
 
 
 def check_seconds(option: str, value: object, *, least: float) -> None:

@@ -62,7 +62,7 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
     if isinstance(signal, Ignore):
         return Outcome("succeeded")
     if isinstance(signal, Reject):
-        return Outcome("failed", error=describe(signal, message=signal.reason, tb=error))
+        return Outcome("failed", error=describe(signal, message=_text(signal.reason), tb=error))
     if isinstance(signal, Retry):
         maximum = (
             signal.retries
@@ -98,7 +98,9 @@ def _retry(schedule: Any, error: BaseException, job: Job, now: datetime) -> Outc
     except Exception as broken:  # noqa: BLE001 (a user's schedule is part of the user's task)
         if isinstance(broken, ConfigurationError):
             return Outcome("failed", error=describe(broken))
-        return Outcome("failed", error=describe(broken, message=f"retry_schedule raised: {broken}"))
+        return Outcome(
+            "failed", error=describe(broken, message=f"retry_schedule raised: {_text(broken)}")
+        )
     return Outcome("retry", error=describe(error), delay=delay)
 
 
@@ -144,7 +146,7 @@ def storable(text: str) -> str:
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def _text(error: BaseException) -> str:
+def _text(error: object) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001 (a user's __str__)

@@ -156,6 +156,66 @@ begin
 end
 $$;
 
+-- Says of each queue whether a job is ready, and in how many seconds the next scheduled one is due
+-- (negative: overdue; null: none). The order and the settings force the indexes: left alone, the planner
+-- reads the whole backlog of other queues (measured: 142 ms instead of 0.3 ms, with 400,000 jobs).
+create function pgtasks.look(p_queues text[], p_tasks text[])
+returns table (queue text, ready boolean, due_in double precision)
+language plpgsql stable
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select
+        q.name,
+        coalesce((
+            select true
+            from pgtasks.job j
+            where j.queue = q.name and j.state = 'ready' and j.token is null and j.task = any(p_tasks)
+            order by j.priority desc, j.seq
+            limit 1
+        ), false),
+        extract(epoch from (
+            select j.start_at
+            from pgtasks.job j
+            where j.queue = q.name and j.state = 'scheduled'
+            order by j.start_at
+            limit 1
+        ) - now())::double precision
+    from unnest(p_queues) as q (name);
+end
+$$;
+
+-- Makes due jobs of one queue ready, at most p_limit; each takes a new seq, ahead of every cursor. Returns
+-- how many.
+create function pgtasks.promote_jobs(p_queue text, p_limit integer) returns integer
+language plpgsql
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+    v_count integer;
+begin
+    update pgtasks.job j
+    set state = 'ready', seq = nextval('pgtasks.job_seq')
+    where j.queue = p_queue
+        and j.id = any(array(
+            select d.id
+            from pgtasks.job d
+            where d.queue = p_queue and d.state = 'scheduled' and d.start_at <= now()
+            order by d.start_at
+            limit p_limit
+            for update skip locked
+        ));
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
 -- Tells the processes that wait for results, if there are any. "id" stopped; "id+" will be retried.
 create function pgtasks.tell_stopped(p_ids text[], p_will_retry boolean) returns void
 language plpgsql as $$

@@ -9,32 +9,9 @@ from pgtasks.claim_jobs(
 )
 
 -- name: look
--- Says of each queue whether a job is ready, and in how many seconds the next scheduled one is due
--- (negative: overdue; null: none). Reads only.
-select
-    q.queue,
-    exists (
-        select from pgtasks.job j
-        where j.queue = q.queue and j.state = 'ready' and j.token is null and j.task = any(%(tasks)s::text[])
-    ),
-    extract(epoch from (
-        select j.start_at from pgtasks.job j
-        where j.queue = q.queue and j.state = 'scheduled'
-        order by j.start_at
-        limit 1
-    ) - now())::float8
-from unnest(%(queues)s::text[]) as q (queue)
+-- Says of each queue whether a job is ready, and in how many seconds the next scheduled one is due. Reads only.
+select queue, ready, due_in from pgtasks.look(%(queues)s::text[], %(tasks)s::text[])
 
 -- name: promote_jobs
--- Makes due jobs of one queue ready, at most `limit`; each takes a new seq, ahead of every cursor.
-update pgtasks.job j
-set state = 'ready', seq = nextval('pgtasks.job_seq')
-where j.queue = %(queue)s
-    and j.id = any(array(
-        select d.id
-        from pgtasks.job d
-        where d.queue = %(queue)s and d.state = 'scheduled' and d.start_at <= now()
-        order by d.start_at
-        limit %(limit)s::integer
-        for update skip locked
-    ))
+-- Makes due jobs of one queue ready, at most `limit`.
+select pgtasks.promote_jobs(%(queue)s::text, %(limit)s::integer)

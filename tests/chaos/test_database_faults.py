@@ -190,9 +190,11 @@ def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
     server: TemporaryServer, workers: Workers, runs: Runs, gate: Gate, look: Look
 ) -> None:
     """A server that stands still answers a claim after the worker has connected anew."""
-    worker = workers.start(concurrency=1)
+    worker = workers.start(concurrency=1, poll_interval=60.0)
     connection = look.open()
     wait_until_idle(connection)
+    # No look may be under way: the old session would end with its answer, before the claim.
+    eventually(lambda: _polled_long_ago(connection, 1.2), timeout=20)
     row = connection.execute(
         "select pid from pg_stat_activity where application_name like 'pgtasks %'"
         " and (query like '%worker set idle =%' or query like '%unnest($2::text[]) as q (queue)%')"
@@ -201,20 +203,22 @@ def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
     (work,) = row
     os.kill(work, signal.SIGSTOP)
     try:
-        first = sample_app.step.delay(runs.path, str(gate))
+        first = sample_app.step.using(connection).delay(runs.path, str(gate))
         worker.said("no reply within", timeout=25)
         wait_until_begun(runs, first.id)  # through a new connection
         second = sample_app.step.delay(runs.path)
     finally:
         os.kill(work, signal.SIGCONT)
 
-    def claimed() -> None:
+    def old_session_is_gone() -> None:
         row = connection.execute(
             "select count(*) from pg_stat_activity where pid = %s", [work]
         ).fetchone()
         assert row == (0,)
 
-    eventually(claimed)
+    eventually(old_session_is_gone)
+    claims = connection.execute("select count(*) from pgtasks.claim").fetchone()
+    assert claims == (2,)  # the second is nobody's
     gate.open()
     wait_until_finished(connection, 2, timeout=20)
 

@@ -3,8 +3,8 @@
 import os
 import random
 import signal
-import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_killed_parents_lose_nothing(
         until(time.monotonic() + rng.uniform(0.0, 0.8))
         children = worker.children()
         worker.kill()
-        eventually(lambda children=children: _none_lives(children), timeout=2.0)
+        eventually(partial(_none_lives, children), timeout=2.0)
     producer.stop()
     last = workers.start(concurrency=2, beat=0.2)
     connection = look.open()
@@ -125,7 +125,6 @@ def test_child_that_stands_still_does_not_hold_up_the_others(
     os.kill(victim, signal.SIGSTOP)
     try:
         results = sample_app.app.enqueue_many(sample_app.step.s(runs.path) for _ in range(200))
-        done = threading.Event()
 
         def most_are_done() -> None:
             # What lies in the pipe of the stopped one waits: 10 ms of work at most.
@@ -134,7 +133,6 @@ def test_child_that_stands_still_does_not_hold_up_the_others(
             assert row[0] < 100
 
         eventually(most_are_done)
-        done.set()
     finally:
         os.kill(victim, signal.SIGCONT)
     wait_until_finished(look.open(), 20 + len(results))

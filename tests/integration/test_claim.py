@@ -192,7 +192,6 @@ def test_an_expired_job_is_claimed_with_a_flag_that_says_so(app, echo, worker, c
     ]
 
 
-# Fails without arguments: bug 3 of /tmp/bugs.md.
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"to": "ann@example.com"}, {"body": "x" * 500}],

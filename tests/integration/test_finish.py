@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgtasks import App, JobState
+from pgtasks import App, JobState, group
 from pgtasks.ids import new_id
 from tests.fixtures.simulated_worker import SimulatedWorker
 
@@ -262,6 +262,21 @@ def test_a_crash_is_charged_and_the_attempt_counts(app, echo, worker):
     assert (again.seq, again.attempt, again.crashes) == (held.seq, 2, 1)
     worker.succeed(again)
     assert result.job().crashes == 1
+
+
+@pytest.mark.parametrize("give_back", [SimulatedWorker.release, SimulatedWorker.crash])
+def test_a_job_that_is_given_back_after_a_cancel_was_requested_ends_cancelled(
+    app, echo, worker, give_back
+):
+    result = group([echo.s(), echo.s()]).apply()
+    held = worker.claim()
+    app.cancel(result[0].id)
+
+    give_back(worker, held)
+
+    assert [one.job().state for one in result] == [JobState.CANCELLED, JobState.READY]
+    bundle = result.bundle()
+    assert (bundle.remaining, bundle.failed) == (1, 1)
 
 
 def test_a_claim_row_goes_with_the_last_job_of_its_batch(app, echo, worker, connection):

@@ -135,7 +135,7 @@ def test_a_job_whose_cancel_was_requested_ends_cancelled_and_its_bundle_is_count
 
     job = result[0].job()
     assert job.state is JobState.CANCELLED
-    assert job.reason == "its worker died after a cancel was requested"
+    assert job.reason == "given back after a cancel was requested"
     bundle = result.bundle()
     assert (bundle.remaining, bundle.failed, bundle.state) == (1, 1, "running")
     worker.succeed(worker.claim())

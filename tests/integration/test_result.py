@@ -266,7 +266,7 @@ def test_get_raises_the_classes_that_the_app_knows(dsn, worker):
         assert raised.value.args == ("none", 7)
 
 
-# Fails: bug 6 of /tmp/bugs.md.
+# Fails: INT3 of /tmp/bugs.md.
 def test_get_raises_a_class_that_was_declared_after_the_first_failure(app, echo, worker):
     first = echo.delay()
     worker.fail(worker.claim(), NAME)

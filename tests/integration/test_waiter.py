@@ -78,7 +78,6 @@ def test_results_come_in_the_order_of_the_members_and_a_missing_one_is_null(conn
     assert released.input == "[" + ",".join(map(str, range(11))) + ",null]"
 
 
-# Fails: bug 4 of /tmp/bugs.md.
 @pytest.mark.parametrize(("takes", "expected"), [("results", "[1,null]"), ("result", "null")])
 def test_a_member_of_which_nothing_is_kept_gives_null(connection, worker, takes, expected):
     bundle = insert_bundle(connection, total=2 if takes == "results" else 1)
@@ -299,7 +298,6 @@ def test_waiters_added_while_members_finish_are_never_left_blocked(app, connecti
     assert rows == [("ready", "[1]", rounds)]
 
 
-# Fails: bug 5 of /tmp/bugs.md.
 def test_cancelling_a_waiter_while_its_bundle_stops_is_no_deadlock(app, connection, dsn):
     around = insert_bundle(connection, total=2)
     header = insert_bundle(connection, total=1, parent=around, depth=1)

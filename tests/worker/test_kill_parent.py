@@ -1,5 +1,6 @@
 """A parent that is killed: no orphans, no sessions left behind, its jobs come back at once."""
 
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -103,7 +104,7 @@ def test_worker_that_runs_already_rescues_without_waiting_for_the_lease(
     results = [sample_app.step.delay(runs.path, str(gate)) for _ in range(2)]
     for result in results:
         wait_until_begun(runs, result.id)
-        eventually(lambda result=result: known_as_running(connection, result.id))
+        eventually(partial(known_as_running, connection, result.id))
 
     victim.kill()
     gate.open()

@@ -1,0 +1,236 @@
+"""Plans of the hot statements: the intended index on every kind of table, also as generic plans.
+
+auto_explain shows the plans of the statements within the functions, with the functions' own settings.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from pgtasks.ids import new_id
+from tests.fixtures.bundles import add_waiter, insert_bundle
+from tests.fixtures.simulated_worker import HIGHEST, LOWEST
+
+# More than five, after which PostgreSQL may change to a generic plan.
+EXECUTIONS = 7
+JOINS = {"Hash Join", "Merge Join"}  # read a whole table for a few rows
+TABLES = {"job", "job_bundle", "claim"}
+
+FILL = """
+insert into pgtasks.job (id, queue, task, priority, state, start_at)
+select gen_random_uuid(), %(queue)s, 'echo', n %% 3, %(state)s,
+    case when %(state)s = 'scheduled' then now() - n * interval '1 second' end
+from generate_series(1, %(count)s) n
+"""
+
+
+class Scan(NamedTuple):
+    """Which table is read by which index; None: all of it."""
+
+    table: str
+    index: str | None
+
+
+class Plans:
+    """The plans of everything that a connection executed, as auto_explain told."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.told: list[str] = []
+        connection.add_notice_handler(lambda notice: self.told.append(notice.message_primary or ""))
+        connection.prepare_threshold = 0
+        connection.execute("load 'auto_explain'")
+        for name, value in {
+            "log_min_duration": "0",
+            "log_nested_statements": "on",
+            "log_format": "json",
+            "log_level": "notice",
+        }.items():
+            connection.execute(f"set auto_explain.{name} = '{value}'")
+
+    def of(self, step: Callable[[], object]) -> list[dict[str, Any]]:
+        """Return every node of every plan of the last of several executions."""
+        for _ in range(EXECUTIONS):
+            self.told.clear()
+            step()
+        return [node for one in self.told if "plan:" in one for node in nodes(plan(one))]
+
+
+def plan(message: str) -> dict[str, Any]:
+    return json.loads(message[message.index("{") :])["Plan"]
+
+
+def nodes(one: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield one
+    for child in one.get("Plans", []):
+        yield from nodes(child)
+
+
+def scans(plan: list[dict[str, Any]]) -> set[Scan]:
+    found = set()
+    for node in plan:
+        if node.get("Relation Name") in TABLES and node["Node Type"] != "ModifyTable":
+            # A bitmap scan's index stands below it.
+            below = [one["Index Name"] for one in nodes(node) if "Index Name" in one]
+            found.add(Scan(node["Relation Name"], ", ".join(below) or None))
+    return found
+
+
+def check(plan: list[dict[str, Any]], *expected: Scan) -> None:
+    used = {node["Node Type"] for node in plan}
+    assert not used & JOINS, used
+    assert scans(plan) == set(expected)
+
+
+@pytest.fixture
+def plans(connection: psycopg.Connection[Any]) -> Plans:
+    return Plans(connection)
+
+
+def empty(connection: psycopg.Connection[Any]) -> None:
+    pass
+
+
+def never_analysed(connection: psycopg.Connection[Any]) -> None:
+    for state in ("ready", "scheduled"):
+        connection.execute(FILL, {"queue": "default", "state": state, "count": 400})
+
+
+def skewed(connection: psycopg.Connection[Any]) -> None:
+    """Nearly everything lies in another queue; statistics know it."""
+    for queue, count in {"large": 3000, "default": 100}.items():
+        for state in ("ready", "scheduled"):
+            connection.execute(FILL, {"queue": queue, "state": state, "count": count})
+    connection.execute("analyze pgtasks.job")
+
+
+def bloated(connection: psycopg.Connection[Any]) -> None:
+    """What there was is gone, and its space is not; statistics are those of before."""
+    for state in ("ready", "scheduled"):
+        connection.execute(FILL, {"queue": "default", "state": state, "count": 3000})
+    connection.execute("analyze pgtasks.job")
+    connection.execute("delete from pgtasks.job where seq % 50 <> 0")
+
+
+@pytest.fixture(params=[empty, never_analysed, skewed, bloated], ids=lambda fill: fill.__name__)
+def table(request: pytest.FixtureRequest, connection: psycopg.Connection[Any]) -> str:
+    request.param(connection)
+    return request.param.__name__
+
+
+BY_CLAIM = Scan("job", "job_claim")
+BY_DUE = Scan("job", "job_due")
+BY_ID = Scan("job", "job_pkey")
+BY_TOKEN = Scan("claim", "claim_pkey")
+
+
+@pytest.mark.usefixtures("table")
+def test_a_claim_reads_the_claim_index_in_its_order_and_updates_by_id(connection, plans, worker):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 50})
+    ranges = [(HIGHEST, 1, None), (0, 0, 0), (-1, LOWEST, None)]
+
+    plan = plans.of(lambda: worker.claim(limit=5, ranges=ranges, tasks=["echo"]))
+
+    check(plan, BY_CLAIM, BY_ID)
+    assert not {"Sort", "Incremental Sort"} & {node["Node Type"] for node in plan}
+
+
+@pytest.mark.usefixtures("table")
+def test_a_claim_beyond_a_cursor_reads_the_claim_index_from_there(connection, plans, worker):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 50})
+
+    plan = plans.of(lambda: worker.claim(limit=2, ranges=[(0, 0, 0)], tasks=["echo"]))
+
+    check(plan, BY_CLAIM, BY_ID)
+    [scan] = [node for node in plan if node.get("Index Name") == "job_claim"]
+    for part in ("queue = ", "priority = ", "seq > "):
+        assert part in scan["Index Cond"]
+
+
+@pytest.mark.usefixtures("table")
+def test_a_finish_finds_its_jobs_by_id(connection, plans, worker):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 100})
+
+    for outcome in ("succeeded", "failed", "retry"):
+        batches = [worker.claim(limit=4, tasks=["echo"]) for _ in range(EXECUTIONS)]
+        plan = plans.of(lambda: worker.finish(batches.pop(), outcome, delay=60))  # noqa: B023
+        check(plan, BY_ID, BY_TOKEN)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(connection, plans, worker):
+    connection.execute(
+        "insert into pgtasks.job_bundle (id, total, remaining)"
+        " select gen_random_uuid(), 1, 1 from generate_series(1, 500)"
+    )
+    batches = []
+    for _ in range(EXECUTIONS):
+        around = insert_bundle(connection, total=1)
+        bundle = insert_bundle(connection, total=1, parent=around, depth=1)
+        add_waiter(connection, bundle)
+        connection.execute(
+            "insert into pgtasks.job (id, queue, task, bundle_id, priority)"
+            " values (%s, 'default', 'echo', %s, 1000)",
+            [new_id(), bundle],
+        )
+        batches.append(worker.claim(limit=1, tasks=["echo"]))
+
+    plan = plans.of(lambda: worker.succeed(batches.pop()))
+
+    used = scans(plan)
+    assert {node["Node Type"] for node in plan}.isdisjoint(JOINS)
+    assert None not in {scan.index for scan in used}
+    assert Scan("job", "job_waiting") in used
+    assert {scan.index for scan in used if scan.table == "job_bundle"} == {"job_bundle_pkey"}
+
+
+# Fails on the empty table: INT5 of /tmp/bugs.md.
+@pytest.mark.usefixtures("table")
+def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
+    connection.execute(FILL, {"queue": "default", "state": "scheduled", "count": 50})
+
+    check(plans.of(lambda: worker.execute("promote_jobs", queue="default", limit=5)), BY_DUE, BY_ID)
+
+
+# Fails: INT4 of /tmp/bugs.md.
+@pytest.mark.usefixtures("table")
+def test_a_look_reads_the_two_indexes_of_waiting_jobs(plans, worker):
+    look = {"queues": ["default", "large", "other"], "tasks": ["echo"]}
+
+    check(plans.of(lambda: worker.execute("look", **look)), BY_CLAIM, BY_DUE)
+
+
+@pytest.mark.usefixtures("table")
+def test_giving_jobs_back_finds_them_by_id(connection, plans, worker):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 100})
+
+    for give_back in (worker.release, worker.crash):
+        batches = [worker.claim(limit=4, tasks=["echo"]) for _ in range(EXECUTIONS)]
+        check(plans.of(lambda: give_back(batches.pop())), BY_ID)  # noqa: B023
+
+
+def test_a_look_up_by_id_reads_only_the_partitions_since_the_id_was_made(app, connection, plans):
+    for days in range(1, 30):
+        connection.execute(
+            f"create table if not exists pgtasks.job_history_old_{days} partition of pgtasks.job_history"
+            f" for values from ('2020-01-{days:02} 00:00+00') to ('2020-01-{days + 1:02} 00:00+00')"
+        )
+    try:
+        id = app.send_task("echo").id
+
+        with app.connection(connection):
+            plan = plans.of(lambda: app.job(id))
+
+        touched = {node["Relation Name"] for node in plan if "Relation Name" in node}
+        assert "job" in touched
+        assert not [name for name in touched if "old" in name]
+        assert len(touched) <= 6  # job, the default partition, today and three days ahead
+        assert {node["Node Type"] for node in plan if "Relation Name" in node} <= {
+            "Index Scan",
+            "Bitmap Heap Scan",
+        }
+    finally:
+        for days in range(1, 30):
+            connection.execute(f"drop table pgtasks.job_history_old_{days}")
