@@ -190,7 +190,7 @@ def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
     server: TemporaryServer, workers: Workers, runs: Runs, gate: Gate, look: Look
 ) -> None:
     """A server that stands still answers a claim after the worker has connected anew."""
-    worker = workers.start(concurrency=1, poll_interval=60.0)
+    worker = workers.start(concurrency=1, poll_interval=3.0)
     connection = look.open()
     wait_until_idle(connection)
     # No look may be under way: the old session would end with its answer, before the claim.

@@ -362,6 +362,16 @@ async def test_a_coroutine_function_is_awaited_also_where_a_loop_runs(app: App):
     assert await later(1) == 2
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+async def test_delay_of_a_coroutine_function_works_where_a_loop_runs(app: App):
+    @app.task(name="shop.later")
+    async def later(n: int) -> int:
+        await asyncio.sleep(0)
+        return n + 1
+
+    assert later.delay(1).result == 2
+
+
 def test_retries_of_a_coroutine_function_come_at_once_also_out_of_a_task_group(app: App):
     @app.task(name="shop.group", retries=2)
     async def grouped() -> int:
