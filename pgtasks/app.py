@@ -132,7 +132,8 @@ class App(Registry, Management):
         job = NewJob(
             id=new_id(),
             task=name,
-            queue="default",
+            queue=None,
+            priority=None,
             args=codec.encode(list(args), "args"),
             kwargs=codec.encode(dict(kwargs), "kwargs"),
         )
@@ -233,7 +234,7 @@ class App(Registry, Management):
 
     def eager(self) -> AbstractContextManager[None]:
         """Run every job at once in the caller for a block, without a database: ``with app.eager():``."""
-        return having(eager_var, True)
+        return having(eager_var, {**eager_var.get(), id(self): True})
 
     @contextmanager
     def ignoring(
@@ -252,7 +253,7 @@ class App(Registry, Management):
                 discarded.append(job)
             return ignored
 
-        with having(ignoring_var, ignores):
+        with having(ignoring_var, {**ignoring_var.get(), id(self): ignores}):
             yield discarded
 
     def run_eagerly(self, job: NewJob) -> EagerResult[Any]:
@@ -268,11 +269,10 @@ class App(Registry, Management):
         return await arun_eagerly(self, job)
 
     def _is_eager(self) -> bool:
-        eager = eager_var.get()
-        return self._eager if eager is None else eager
+        return eager_var.get().get(id(self), self._eager)
 
     def _ignores(self, job: NewJob) -> bool:
-        ignores = ignoring_var.get()
+        ignores = ignoring_var.get().get(id(self))
         return ignores is not None and ignores(job)
 
     def _eager_group(

@@ -117,7 +117,7 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
     """
 
     def __init__(self, *signatures: Signature[R] | Iterable[Signature[R]]) -> None:
-        if len(signatures) == 1 and not isinstance(signatures[0], Signature):
+        if len(signatures) == 1 and isinstance(signatures[0], Iterable):
             members = list(signatures[0])
         else:
             members = cast("list[Signature[R]]", list(signatures))

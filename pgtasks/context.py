@@ -138,9 +138,11 @@ class NoRequest:
 
 
 request_var: ContextVar[Request | None] = ContextVar("pgtasks_request", default=None)
-eager_var: ContextVar[bool | None] = ContextVar("pgtasks_eager", default=None)
-ignoring_var: ContextVar[Callable[[NewJob], bool] | None] = ContextVar(
-    "pgtasks_ignoring", default=None
+# By the id of the app, so that several apps do not disturb each other.
+eager_var: ContextVar[Mapping[int, bool]] = ContextVar("pgtasks_eager", default={})  # noqa: B039 (never written)
+ignoring_var: ContextVar[Mapping[int, Callable[[NewJob], bool]]] = ContextVar(
+    "pgtasks_ignoring",
+    default={},  # noqa: B039 (never written)
 )
 app_var: ContextVar[App | None] = ContextVar("pgtasks_app", default=None)
 connection_var: ContextVar[Mapping[int, Any]] = ContextVar("pgtasks_connection", default={})  # noqa: B039 (never written)

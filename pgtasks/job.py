@@ -238,10 +238,10 @@ class NewJob(msgspec.Struct, kw_only=True):
 
     id: str
     task: str
-    queue: str
+    queue: str | None  # None: as workers published it for the task, else "default"
     args: str = "[]"
     kwargs: str = "{}"
-    priority: int = 0
+    priority: int | None = 0  # None: likewise, else 0
     start_at: datetime | None = None
     delay: float | None = None  # seconds from the database's now
     expires_at: datetime | None = None
@@ -256,7 +256,9 @@ class NewJob(msgspec.Struct, kw_only=True):
     def is_plain(self) -> bool:
         """Whether nothing is said but the task, its arguments, its queue and its priority."""
         return (
-            self.start_at is None
+            self.queue is not None
+            and self.priority is not None
+            and self.start_at is None
             and self.delay is None
             and self.expires_at is None
             and self.expires_in is None

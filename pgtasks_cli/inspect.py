@@ -167,7 +167,9 @@ def reserved(session: Session, destination: tuple[str, ...], with_args: bool) ->
 @inspect_options
 @pass_session
 def scheduled(session: Session, destination: tuple[str, ...]) -> None:
-    """List the jobs whose time lies ahead; they wait in the database, with no worker.
+    """List the jobs whose time lies ahead.
+
+    They wait in the database, not with a worker.
 
     \b
     Example:

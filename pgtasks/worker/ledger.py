@@ -526,7 +526,7 @@ class Ledger:
                 moments.append(self.write_after)
             elif self.outcomes:
                 moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
-        if self.connected and (self.to_release or self.to_crash or self.must_release_lost):
+        if self.connected and now < self.return_after:
             moments.append(self.return_after)
         if self.phase is Phase.RUNNING:
             if self.connected:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -219,12 +221,22 @@ def _ended(
 
 def run_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
     """Run a job to its end in the caller; a coroutine function on a loop of its own."""
-    return _eager(app, new, lambda awaitable: asyncio.run(_awaited(awaitable)))
+    return _eager(app, new, _run_anywhere)
 
 
 async def arun_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
     """Run a job to its end in a thread, so that a coroutine function can have a loop of its own."""
     return await asyncio.to_thread(run_eagerly, app, new)
+
+
+def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
+    """Run a coroutine to its end; in a thread with the same context, if a loop runs in this one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_awaited(awaitable))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, _awaited(awaitable)).result()
 
 
 def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
@@ -256,15 +268,16 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
 def eager_request(app: App, new: NewJob, attempt: int) -> Request:
     """Build the request of a job that was never written."""
     said = codec.decode(new.options, "options") if new.options else NO_OPTIONS
+    queue = new.queue or "default"
     now = datetime.now(UTC)
 
     def make_job() -> Job:
         return Job(
             id=new.id,
             task=new.task,
-            queue=new.queue,
+            queue=queue,
             state=JobState.RUNNING,
-            priority=new.priority,
+            priority=new.priority or 0,
             args_json=new.args,
             kwargs_json=new.kwargs,
             attempt=attempt,
@@ -282,7 +295,7 @@ def eager_request(app: App, new: NewJob, attempt: int) -> Request:
 
     # fmt: off
     return Request(
-        app, new.id, new.task, new.queue, attempt, 0, new.parent_id, new.root_id, "eager", said, make_job,
+        app, new.id, new.task, queue, attempt, 0, new.parent_id, new.root_id, "eager", said, make_job,
         is_eager=True,
     )
     # fmt: on

@@ -1,11 +1,14 @@
 -- name: enqueue_job
--- Inserts one job; relative times count from the database's clock.
+-- Inserts one job; relative times count from the database's clock. A null queue or priority is what workers
+-- published for the task.
 insert into pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
     parent_id, root_id, bundle_id, bundle_index
 )
 values (
-    %(id)s::uuid, %(queue)s, %(priority)s::integer,
+    %(id)s::uuid,
+    coalesce(%(queue)s, (select t.queue from pgtasks.task t where t.name = %(task)s), 'default'),
+    coalesce(%(priority)s::integer, (select t.priority from pgtasks.task t where t.name = %(task)s), 0),
     case when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then 'scheduled' else 'ready' end,
     coalesce(%(start_at)s::timestamptz, now() + %(delay)s::float8 * interval '1 second'),
     coalesce(%(expires_at)s::timestamptz, now() + %(expires_in)s::float8 * interval '1 second'),

@@ -26,6 +26,7 @@ from tests.fixtures.workers import (
     wait_until_begun,
     wait_until_finished,
     wait_until_idle,
+    wait_until_polls_are_rare,
 )
 
 pytestmark = pytest.mark.chaos
@@ -168,22 +169,12 @@ def test_idle_worker_whose_sessions_are_cut_listens_again(
 
     eventually(reconnected)
     # Its polls are so far apart by now that only a notification can be quick.
-    eventually(lambda: _polled_long_ago(connection, 1.2), timeout=20)
+    wait_until_polls_are_rare(connection, 1.2)
     began = time.monotonic()
     connection.execute("select pgtasks.enqueue(%s, args => %s)", [sample_app.add.name, "[1, 2]"])
     wait_until_finished(connection, 1)
     assert time.monotonic() - began < 0.5
     assert worker.stop() == 0
-
-
-def _polled_long_ago(connection: psycopg.Connection[Any], seconds: float) -> None:
-    row = connection.execute(
-        "select extract(epoch from clock_timestamp() - max(query_start)) from pg_stat_activity"
-        " where application_name like 'pgtasks %%' and query like '%%unnest($2::text[]) as q (queue)%%'"
-    ).fetchone()
-    assert row is not None
-    assert row[0] is not None
-    assert row[0] > seconds
 
 
 def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
@@ -193,14 +184,8 @@ def test_claim_that_commits_after_its_worker_gave_up_on_it_comes_back(
     worker = workers.start(concurrency=1, poll_interval=3.0)
     connection = look.open()
     wait_until_idle(connection)
-    # No look may be under way: the old session would end with its answer, before the claim.
-    eventually(lambda: _polled_long_ago(connection, 1.2), timeout=20)
-    row = connection.execute(
-        "select pid from pg_stat_activity where application_name like 'pgtasks %'"
-        " and (query like '%worker set idle =%' or query like '%unnest($2::text[]) as q (queue)%')"
-    ).fetchone()
-    assert row is not None
-    (work,) = row
+    # Had it a look under way, the old session would end with its answer, before the claim.
+    work = wait_until_polls_are_rare(connection, 1.2)
     os.kill(work, signal.SIGSTOP)
     try:
         first = sample_app.step.using(connection).delay(runs.path, str(gate))

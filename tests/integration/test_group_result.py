@@ -124,8 +124,7 @@ def test_a_member_of_which_nothing_is_kept_gives_none(echo, worker):
 
 
 def test_get_waits_for_the_last_member_and_wakes_by_notification(echo, dsn, monkeypatch):
-    for module in ("pgtasks.waiting", "pgtasks.result"):
-        monkeypatch.setattr(f"{module}.FIRST_POLL", 30.0, raising=False)
+    monkeypatch.setattr("pgtasks.waiting.FIRST_POLL", 30.0)
     result = group(echo.s(n) for n in range(3)).apply()
 
     def finish_one_by_one() -> None:

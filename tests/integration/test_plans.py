@@ -186,7 +186,6 @@ def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(connect
     assert {scan.index for scan in used if scan.table == "job_bundle"} == {"job_bundle_pkey"}
 
 
-# Fails on the empty table: INT5 of /tmp/bugs.md.
 @pytest.mark.usefixtures("table")
 def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
     connection.execute(FILL, {"queue": "default", "state": "scheduled", "count": 50})
@@ -194,7 +193,6 @@ def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
     check(plans.of(lambda: worker.execute("promote_jobs", queue="default", limit=5)), BY_DUE, BY_ID)
 
 
-# Fails: INT4 of /tmp/bugs.md.
 @pytest.mark.usefixtures("table")
 def test_a_look_reads_the_two_indexes_of_waiting_jobs(plans, worker):
     look = {"queues": ["default", "large", "other"], "tasks": ["echo"]}

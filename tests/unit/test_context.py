@@ -13,10 +13,10 @@ import pytest
 from pgtasks import App, current_app, current_job, current_request
 from pgtasks import context as context_module
 from pgtasks.context import eager_var, having
+from pgtasks.eager import EagerResult
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.job import NewJob
 from pgtasks.result import AsyncResult
-from pgtasks.eager import EagerResult
 
 
 @pytest.fixture
@@ -94,7 +94,9 @@ async def test_eager_reaches_the_tasks_that_its_block_starts_and_no_others(app: 
     assert isinstance(results[1], EagerResult)
 
 
-@pytest.mark.parametrize(("value", "eager"), [("1", True), ("yes", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "eager"), [("1", True), ("yes", True), ("0", False), ("", False)]
+)
 def test_eager_by_environment(monkeypatch: pytest.MonkeyPatch, value: str, eager: bool):
     monkeypatch.setenv("PGTASKS_EAGER", value)
 

@@ -336,7 +336,12 @@ def test_a_raw_task_receives_the_job(app: App):
     assert result.get() == "done"
     (job,) = seen
     assert (job.id, job.task, job.state) == (result.id, "shop.raw", JobState.RUNNING)
-    assert (job.args, job.kwargs, job.priority, job.origin) == ([1, 2], {"free": "form"}, 3, "tests")
+    assert (job.args, job.kwargs, job.priority, job.origin) == (
+        [1, 2],
+        {"free": "form"},
+        3,
+        "tests",
+    )
 
 
 # Coroutine functions
@@ -446,7 +451,8 @@ def test_hooks_run_around_each_attempt(app: App):
             raise OSError
         return n
 
-    flaky.calls = calls = []  # type: ignore[attr-defined]
+    calls: list[Any] = []
+    flaky.calls = calls  # type: ignore[attr-defined]
     flaky.delay(5)
 
     assert calls == [
@@ -464,7 +470,8 @@ def test_hooks_of_a_failure(app: App):
     def fails() -> None:
         raise ValueError
 
-    fails.calls = calls = []  # type: ignore[attr-defined]
+    calls: list[Any] = []
+    fails.calls = calls  # type: ignore[attr-defined]
     fails.delay()
 
     assert calls == [("before", []), ("failure", "ValueError"), ("after", "FAILURE")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,16 +74,19 @@ class Simulation:
 
     def _answer(self, question: Any) -> None:
         cost = REPLY
-        match question:
-            case msg.Claim(sweep=True):
-                cost = self.sweep_cost
-                self.sweeping += cost
+        if isinstance(question, msg.Claim) and question.sweep:
+            cost = self.sweep_cost
+            self.sweeping += cost
         self.now += cost
         match question:
             case msg.Look():
                 self.intake.looked(self.database.look(self.now), self.now)
             case msg.Claim():
-                found = self.database.claim(question, str(len(self.asked)), 0) if not self.locked else []
+                found = (
+                    self.database.claim(question, str(len(self.asked)), 0)
+                    if not self.locked
+                    else []
+                )
                 for row in found:
                     self.taken[row.id] = self.now
                     del self.database.jobs[row.id]
@@ -93,6 +97,8 @@ class Simulation:
                 self.intake.promoted(queue, self.now)
             case msg.SetIdle(idle):
                 self.intake.idle_set(idle, self.now)
+            case _:
+                raise AssertionError(f"no answer to {question}")
 
     def count(self, kind: type) -> int:
         return sum(isinstance(question, kind) for _, question in self.asked)
@@ -232,7 +238,7 @@ def test_a_queue_that_never_empties_is_swept_once_a_second():
         if order.sweep:
             sweeps.append(step / 1000)
 
-    gaps = [later - sooner for sooner, later in zip(sweeps, sweeps[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in pairwise(sweeps)]
     assert len(sweeps) == 5
     assert min(gaps) >= SWEEP_INTERVAL - 0.001
 
@@ -311,7 +317,7 @@ def test_while_busy_every_queue_is_looked_at_twice_a_second():
         simulation.run(tick / 20)
 
     looks = [at for at, one in simulation.asked if isinstance(one, msg.Look)]
-    gaps = [later - sooner for sooner, later in zip(looks, looks[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in pairwise(looks)]
     assert max(gaps) < LOOK_INTERVAL + 0.2
 
 

@@ -84,7 +84,7 @@ def test_a_worker_starts_its_children_and_looks_once_it_is_connected():
 
     commands = list(ledger.commands(0.0))
     assert [type(one) for one in commands] == [msg.ReleaseLost, *[msg.Spawn] * 3, msg.Look]
-    assert commands[0].known == ()
+    assert commands[0] == msg.ReleaseLost(())
 
 
 def test_nothing_is_claimed_before_a_child_is_there():
@@ -651,11 +651,32 @@ def test_release_of_lost_claims_knows_unwritten_and_unreturned_jobs():
 def test_a_refused_release_of_lost_claims_is_asked_for_again():
     worker = Worker()
     worker.tell(msg.Disconnected())
-    (lost,) = only(msg.ReleaseLost, worker.tell(msg.Connected()))
+    assert only(msg.ReleaseLost, worker.tell(msg.Connected()))
 
-    commands = worker.tell(msg.Refused(lost)) + worker.later(2.0)
+    commands = worker.tell(msg.Unreleased()) + worker.later(2.0)
 
     assert len(only(msg.ReleaseLost, commands)) == 1
+
+
+def test_lost_claims_are_not_released_while_a_claim_is_under_way():
+    worker = Worker()
+    (order,) = only(msg.Claim, worker.tell(msg.Woken(QUEUES[0])))
+
+    during = worker.tell(msg.Unreleased()) + worker.later(20.0)
+    wake = worker.ledger.next_wake(worker.now)
+    after = worker.tell(msg.Claimed(order, "token", tasks(1), 0.001))
+
+    assert only(msg.ReleaseLost, during) == []
+    assert wake > worker.now
+    assert only(msg.ReleaseLost, after) == [msg.ReleaseLost(("token",))]
+
+
+def test_lost_claims_are_looked_for_now_and_then():
+    worker = Worker()
+
+    found = [one for _ in range(60) for one in only(msg.ReleaseLost, worker.later(1.0))]
+
+    assert 3 <= len(found) <= 10
 
 
 def test_nothing_goes_to_the_database_while_it_is_away():

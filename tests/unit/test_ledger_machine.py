@@ -88,7 +88,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.cycle(later)
 
     @precondition(lambda self: self.world.units)
-    @rule(count=st.integers(1, 6), how=chances, locked=st.sampled_from([0, 0, 0, 1, 3]), later=chances)
+    @rule(
+        count=st.integers(1, 6), how=chances, locked=st.sampled_from([0, 0, 0, 1, 3]), later=chances
+    )
     def answer(self, count: int, how: int, locked: int, later: int) -> None:
         for _ in range(min(count, len(self.world.units))):
             self.world.answer("again" if how == 0 else "ok", locked)
@@ -154,12 +156,14 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         child = pick([child for child in self.world.living() if child.running], which)
         while child.running:
-            task = child.running[0].row.task
+            task = child.running[job % len(child.running)].row.task
+            seconds = SECONDS[task] * slower
             if kind == "unstorable":
-                outcome = ("succeeded", UNSTORABLE, None)
+                child.end(job, self.world.now, seconds, result=UNSTORABLE)
             else:
-                outcome = (kind, None, delay if kind == "retry" else None)
-            child.end(job, self.world.now, SECONDS[task] * slower, *outcome)
+                child.end(
+                    job, self.world.now, seconds, kind, None, delay if kind == "retry" else None
+                )
         if reports:
             self.world.report(child.number, twice)
         self.cycle(later)
@@ -194,9 +198,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def containers_hold_no_more_than_what_is_held(self) -> None:
         if hasattr(self, "world"):
             live = [
-                one
-                for one in self.world.claimed.values()
-                if one.place in (*HELD, Place.LEAVING)
+                one for one in self.world.claimed.values() if one.place in (*HELD, Place.LEAVING)
             ]
             tokens = len(self.world.database.claims)
             assert weight(self.world.ledger) <= 120 + 12 * len(live) + 4 * tokens
@@ -214,7 +216,9 @@ class LedgerMachine(RuleBasedStateMachine):
         world = self.world
         world.cycle()
         if not world.stop_asked:
-            world.run_until(lambda: not world.database.jobs and not world.units and not world.events)
+            world.run_until(
+                lambda: not world.database.jobs and not world.units and not world.events
+            )
             assert world.ledger.short_in_pipes == 0
             assert all(child.load == 0 for child in world.ledger.children.values())
         world.stop_and_check()

@@ -82,8 +82,8 @@ def test_a_task_option_has_its_rule_and_its_message(said: dict[str, Any], messag
     ("said", "message"),
     [
         ({"pool": "gevent"}, "expected pool 'prefork' or 'solo', found 'gevent'"),
-        ({"concurrency": 0}, "concurrency is a number from 1 to 1000, found 0"),
-        ({"concurrency": 1001}, "concurrency is a number from 1 to 1000, found 1001"),
+        ({"concurrency": 0}, "concurrency is a whole number from 1 to 1000, found 0"),
+        ({"concurrency": 1001}, "concurrency is a whole number from 1 to 1000, found 1001"),
         ({"pool": "solo", "concurrency": 2}, "pool 'solo' runs one job at a time"),
         ({"queues": ()}, "expected at least one queue, found none"),
         ({"queues": ("a b",)}, "queue 'a b' is not a name"),
@@ -93,8 +93,8 @@ def test_a_task_option_has_its_rule_and_its_message(said: dict[str, Any], messag
         ({"beat": 0.01}, "beat is a number of seconds, at least 0.1"),
         ({"lease": 9.9}, "lease is a number of seconds, at least 10, found 9.9"),
         ({"keep_history_for": -1}, "keep_history_for is a number of seconds"),
-        ({"claim_batch": 0}, "claim_batch is a number from 1 to 10000, found 0"),
-        ({"prefetch": 10_001}, "prefetch is a number from 1 to 10000, found 10001"),
+        ({"claim_batch": 0}, "claim_batch is a whole number from 1 to 10000, found 0"),
+        ({"prefetch": 10_001}, "prefetch is a whole number from 1 to 10000, found 10001"),
     ],
 )
 def test_a_worker_option_has_its_rule_and_its_message(said: dict[str, Any], message: str):
@@ -204,7 +204,9 @@ def test_what_means_nothing_here_is_accepted(said: dict[str, Any]):
     [{"acks_late": False}, {"serializer": "pickle"}, {"typing": False}, {"compression": "gzip"}],
 )
 def test_what_is_not_supported_is_refused_with_what_would_be(said: dict[str, Any]):
-    with pytest.raises(ConfigurationError, match=f"{next(iter(said))}=.* is not supported: expected"):
+    with pytest.raises(
+        ConfigurationError, match=f"{next(iter(said))}=.* is not supported: expected"
+    ):
         task_options("task", said)
 
 

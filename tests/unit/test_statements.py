@@ -60,7 +60,9 @@ def test_a_statement_qualifies_what_it_names(name: str):
 
 
 def test_sections_are_split_at_their_names():
-    found = sections("-- name: one\n-- Does this.\n-- And that.\nselect 1\n\n-- name: two\nselect 2\n")
+    found = sections(
+        "-- name: one\n-- Does this.\n-- And that.\nselect 1\n\n-- name: two\nselect 2\n"
+    )
 
     assert found == [("one", "select 1"), ("two", "select 2")]
 

@@ -339,7 +339,9 @@ class World:
         return [
             one
             for one in self.children.values()
-            if one.dead or one.killed or (one.closed and one.begun == len(one.inbox) and not one.running)
+            if one.dead
+            or one.killed
+            or (one.closed and one.begun == len(one.inbox) and not one.running)
         ]
 
     def wake(self, queue: str) -> None:
@@ -429,6 +431,8 @@ class World:
                 live = (*HELD, Place.LEAVING)
                 own = {key[0] for key, one in self.claimed.items() if one.place in live}
                 assert own <= set(known), "a token of a held job is called unknown"
+            case _:
+                pass
 
     def _leave(self, held: msg.Held, *places: Place) -> Claimed:
         claimed = self._of(held)
@@ -475,7 +479,9 @@ class World:
                 return [msg.Returned(command)]
             case msg.ReleaseLost(known):
                 database.release_lost(known)
-        return []
+                return []
+            case _:
+                raise AssertionError(f"no statement for {command}")
 
     def _unanswered(self, command: Any, reason: Literal["lost", "again"]) -> list[msg.Event]:
         match command:
@@ -483,8 +489,8 @@ class World:
                 return [msg.Unwritten(batch, reason, "the server said no")]
             case msg.Release() | msg.Crash():
                 return [msg.Unreturned(command)]
-            case msg.ReleaseLost() if reason == "lost":
-                return []  # the next connection asks again
+            case msg.ReleaseLost():  # if it is lost, the next connection asks again
+                return [] if reason == "lost" else [msg.Unreleased()]
             case _:
                 return [msg.Refused(command)]
 
@@ -530,6 +536,8 @@ class World:
             case msg.Returned(command):
                 for held in command.jobs:
                     self._of(held).place = Place.GONE
+            case _:
+                pass
 
     @property
     def _unbegun(self) -> Place:
@@ -607,7 +615,9 @@ class World:
     def describe(self) -> str:
         held = [f"{one.row.id[-4:]} {one.place.name}" for one in self.claimed.values()]
         held = [one for one in held if not one.endswith("GONE")]
-        children = [(child.number, len(child.inbox), child.begun) for child in self.children.values()]
+        children = [
+            (child.number, len(child.inbox), child.begun) for child in self.children.values()
+        ]
         jobs = list(self.database.jobs.values())[:3]
         return f"{self.now:.3f} {self.ledger.phase} {held} {list(self.units)} {children} {jobs}"
 

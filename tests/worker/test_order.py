@@ -20,6 +20,7 @@ from tests.fixtures.workers import (
     wait_until_begun,
     wait_until_finished,
     wait_until_idle,
+    wait_until_polls_are_rare,
     warm_up,
 )
 
@@ -207,7 +208,7 @@ def test_idle_worker_is_woken_by_plain_sql(
     workers.start(concurrency=1, poll_interval=60.0)
     wait_until_idle(connection)
     # Its polls are more than a second apart by now, so only a notification is quick.
-    eventually(lambda: _polled_long_ago(connection, 0.8))
+    wait_until_polls_are_rare(connection, 0.8)
 
     began = time.monotonic()
     id = new_id()
@@ -223,23 +224,12 @@ def test_idle_worker_is_woken_by_plain_sql(
     wait_until_idle(connection)
 
 
-def _polled_long_ago(connection: Connection, seconds: float) -> None:
-    row = connection.execute(
-        "select extract(epoch from clock_timestamp() - max(query_start)) from pg_stat_activity"
-        " where datname = current_database() and application_name like 'pgtasks %%'"
-        " and query like '%%unnest($2::text[]) as q (queue)%%'"
-    ).fetchone()
-    assert row is not None
-    assert row[0] is not None
-    assert row[0] > seconds
-
-
 def test_scheduled_insert_wakes_an_idle_worker_in_time(
     app: App, workers: Workers, connection: Connection
 ) -> None:
     workers.start(concurrency=1, poll_interval=60.0)
     wait_until_idle(connection)
-    eventually(lambda: _polled_long_ago(connection, 0.8))
+    wait_until_polls_are_rare(connection, 0.8)
 
     result = sample_app.noop.apply_async(countdown=0.1)
     result.get(timeout=10)

@@ -1,0 +1,88 @@
+"""What mypy must refuse. Never run.
+
+Each refused line says so by a ``type: ignore[code]``, which mypy itself demands to be used; test_typing
+takes them out and looks whether exactly these lines are errors, with these codes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pgtasks import App, AsyncResult, Job, Signature, Task, WorkerOptions, group
+
+app = App("shop")
+
+
+@app.task
+def send_email(to: str, subject: str = "Welcome") -> str:
+    return to + subject
+
+
+@app.task(retries=3)
+def with_options(to: str, *, copies: int = 1) -> list[int]:
+    return [copies]
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(retries=3)
+async def fetch_with_options(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(bind=True)
+def bound(self: Task[..., Any], number: int) -> int:
+    return number
+
+
+def wrong_arguments(when: datetime) -> None:
+    send_email.delay(too="x")  # type: ignore[call-arg]
+    send_email.delay()  # type: ignore[call-arg]
+    send_email.delay("ann", "hello", "more")  # type: ignore[call-arg]
+    send_email.delay(to=3)  # type: ignore[arg-type]
+    send_email(3)  # type: ignore[arg-type]
+    with_options.delay("ann", 2)  # type: ignore[call-arg]
+    with_options.delay("ann", copies="2")  # type: ignore[arg-type]
+    fetch.delay(1)  # type: ignore[arg-type]
+    fetch_with_options.delay(uri="url")  # type: ignore[call-arg]
+    bound.delay("one")  # type: ignore[arg-type]
+    bound.delay(bound, 1)  # type: ignore[call-arg, arg-type]
+    send_email.apply_at(when, too="x")  # type: ignore[call-arg]
+    send_email.apply_at("tomorrow", to="ann")  # type: ignore[arg-type]
+    send_email.s(1)  # type: ignore[arg-type]
+    send_email.si(too="x")  # type: ignore[call-arg]
+
+
+async def wrong_twins(when: datetime) -> None:
+    await send_email.adelay(too="x")  # type: ignore[call-arg]
+    await send_email.aapply_at(when, to=1)  # type: ignore[arg-type]
+    await send_email.delay("ann")  # type: ignore[misc]
+
+
+def wrong_results() -> None:
+    number: int = send_email.delay("ann").get()  # type: ignore[assignment]
+    coroutine: AsyncResult[str] = fetch.delay("url")  # type: ignore[assignment]
+    signature: Signature[int] = send_email.s("ann")  # type: ignore[assignment]
+    members: list[int] = group(send_email.s("ann")).apply().get()  # type: ignore[assignment]
+    length: int = fetch("url")  # type: ignore[assignment]
+    del number, coroutine, signature, members, length
+
+
+def wrong_groups() -> None:
+    group(send_email)  # type: ignore[arg-type]
+    group([1, 2])  # type: ignore[arg-type]
+
+
+def frozen(job: Job, signature: Signature[str]) -> None:
+    job.queue = "other"  # type: ignore[misc]
+    signature.args = ()  # type: ignore[misc]
+
+
+def wrong_options() -> None:
+    WorkerOptions(concurrencies=3)  # type: ignore[call-arg]
+    WorkerOptions(concurrency="3")  # type: ignore[arg-type]
+    App("shop", routes=3)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""What mypy must accept, with the types that users see. Never run."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from datetime import datetime, timedelta
+from typing import Any, assert_type
+
+from pgtasks import (
+    App,
+    AsyncResult,
+    EagerResult,
+    GroupResult,
+    Job,
+    Signature,
+    Task,
+    expo,
+    fixed,
+    group,
+    linear,
+    shared_task,
+)
+
+app = App("shop")
+
+
+@app.task
+def send_email(to: str, subject: str = "Welcome") -> str:
+    return to + subject
+
+
+@app.task(retries=3, retry_schedule=expo, queue="mail")
+def with_options(to: str, *, copies: int = 1) -> list[int]:
+    return [copies]
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(retries=3, retry_schedule=expo(base=3), time_limit=10)
+async def fetch_with_options(url: str, timeout: float = 1.0) -> bytes:
+    return url.encode()
+
+
+@app.task(bind=True)
+def bound(self: Task[..., Any], number: int) -> int:
+    if self.request.retries < 2:
+        raise self.retry(countdown=3)
+    return number
+
+
+@app.task(bind=True, retries=1)
+async def bound_async(self: Task[..., Any], number: int) -> int:
+    return number
+
+
+@app.task(raw=True, name="custom-job")
+def raw(job: Job) -> str:
+    return job.id
+
+
+@app.task
+def nothing() -> None: ...
+
+
+@shared_task
+def shared(number: int) -> int:
+    return number
+
+
+@shared_task(queue="other")
+def shared_with_options(number: int) -> int:
+    return number
+
+
+def plain_calls() -> None:
+    assert_type(send_email("ann"), str)
+    assert_type(with_options("ann", copies=2), list[int])
+    assert_type(bound(3), int)
+
+
+def enqueueing() -> None:
+    assert_type(send_email.delay(to="ann"), AsyncResult[str])
+    assert_type(send_email.delay("ann", subject="Hello"), AsyncResult[str])
+    assert_type(with_options.delay("ann", copies=2), AsyncResult[list[int]])
+    assert_type(fetch.delay("url"), AsyncResult[bytes])
+    assert_type(fetch_with_options.delay("url", timeout=2), AsyncResult[bytes])
+    assert_type(bound.delay(3), AsyncResult[int])
+    assert_type(bound_async.delay(number=3), AsyncResult[int])
+    assert_type(raw.delay("anything", goes=1), AsyncResult[str])
+    assert_type(nothing.delay(), AsyncResult[None])
+    assert_type(shared.delay(1), AsyncResult[int])
+    assert_type(shared_with_options.delay(number=1), AsyncResult[int])
+    assert_type(send_email.apply_async(("ann",), {"subject": "x"}, countdown=10), AsyncResult[str])
+    assert_type(send_email.apply_async(kwargs={"to": "ann"}, queue="mail"), AsyncResult[str])
+    assert_type(send_email.apply(("ann",)), EagerResult[str])
+    assert_type(app.send_task("shop.unknown", (1,)), AsyncResult[Any])
+
+
+def at_a_moment(when: datetime, soon: timedelta) -> None:
+    assert_type(send_email.apply_at(when, to="ann"), AsyncResult[str])
+    assert_type(send_email.apply_at(soon, "ann", "Hello"), AsyncResult[str])
+    assert_type(fetch.apply_at(when, "url"), AsyncResult[bytes])
+
+
+async def twins(when: datetime) -> None:
+    assert_type(await send_email.adelay(to="ann"), AsyncResult[str])
+    assert_type(await fetch.adelay("url"), AsyncResult[bytes])
+    assert_type(await send_email.aapply_async(("ann",)), AsyncResult[str])
+    assert_type(await send_email.aapply_at(when, to="ann"), AsyncResult[str])
+    result = await send_email.adelay("ann")
+    assert_type(await result.aget(timeout=3), str)
+    assert_type(await fetch("url"), bytes)
+    coroutine: Coroutine[Any, Any, bytes] = fetch("url")
+    await coroutine
+
+
+def results(result: AsyncResult[str], members: GroupResult[int]) -> None:
+    assert_type(result.get(timeout=3), str)
+    assert_type(result.state, str)
+    assert_type(result.ready(), bool)
+    assert_type(result.job(), Job)
+    assert_type(members.get(), list[int])
+    assert_type(members[0], AsyncResult[int])
+    assert_type(members.completed_count(), int)
+    assert_type([one.get() for one in members], list[int])
+
+
+def covariance() -> None:
+    signature: Signature[object] = send_email.s("ann")
+    mixed: group[object] = group(send_email.s("ann"), bound.s(1))
+    del signature, mixed
+
+
+def signatures() -> None:
+    assert_type(send_email.s("ann"), Signature[str])
+    assert_type(send_email.si(to="ann"), Signature[str])
+    assert_type(fetch.s("url"), Signature[bytes])
+    assert_type(bound.s(3), Signature[int])
+    assert_type(send_email.signature(("ann",), queue="mail"), Signature[str])
+    assert_type(send_email.s("ann").set(queue="mail"), Signature[str])
+    assert_type(send_email.s("ann").clone(("bob",)), Signature[str])
+    assert_type(send_email.s("ann").delay(), AsyncResult[str])
+    assert_type(send_email.s("ann")(), str)
+    assert_type(~send_email.s("ann"), str)
+
+
+def groups(people: Sequence[str]) -> None:
+    assert_type(group(send_email.s(to) for to in people), group[str])
+    assert_type(group(bound.s(1), bound.s(2)), group[int])
+    assert_type(group([fetch.s("url")]), group[bytes])
+    assert_type(group(bound.s(1)).apply(), GroupResult[int])
+    assert_type(group(bound.s(1)).delay(), GroupResult[int])
+    assert_type(group(bound.s(1)).apply().get(), list[int])
+
+
+def schedules() -> None:
+    app.task(retry_schedule=linear(step=5))(lambda: 1)
+    app.task(retry_schedule=fixed(3))(lambda: 1)
+    app.task(retry_schedule=[1, timedelta(minutes=5)])(lambda: 1)
+    app.task(retry_schedule=lambda job, error: 5.0)(lambda: 1)
+
+
+def on_a_connection(connection: object) -> None:
+    assert_type(send_email.using(connection).delay("ann"), AsyncResult[str])
+    with app.connection(connection), app.eager(), app.ignoring(send_email, "other") as discarded:
+        assert_type(discarded[0].task, str)
+
+
+def listeners() -> None:
+    @app.on_job_stopped
+    def stopped(job: Job, will_retry: bool) -> None: ...
+
+    @app.on_child_start
+    def started() -> None: ...
