@@ -377,7 +377,7 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
             case "task_id":
                 job.id = parse_id(str(value))
             case "countdown":
-                job.delay = max(0.0, seconds("countdown", value))
+                job.delay = max(0.0, seconds("countdown", value)) or None
             case "eta":
                 job.start_at = aware("eta", value)
             case "expires":

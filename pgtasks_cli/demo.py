@@ -7,6 +7,7 @@ processes beside this one, the bundle's counters on the screen, and totals from 
 from __future__ import annotations
 
 import keyword
+import logging
 import re
 import sysconfig
 import time
@@ -30,6 +31,8 @@ FAILS_ONCE = 50
 # How long it waits before it is tried again, in seconds.
 RETRY_AFTER = 0.5
 LOOK_EVERY = 0.1
+# After how long without progress it gives up, in seconds.
+STALLED_AFTER = 30.0
 TOP = 10
 
 # Strings and comments first, so that no identifier is found in them; group 1 is an identifier.
@@ -98,6 +101,7 @@ def demo(session: Session) -> None:
       pgtasks demo
       pgtasks demo --dsn postgresql://localhost/mydb
     """
+    from pgtasks import logs
     from pgtasks.db.dsn import describe
 
     app.dsn = session.dsn
@@ -105,6 +109,7 @@ def demo(session: Session) -> None:
         dsn = app.dsn
     except NoDsnError:
         app.dsn = dsn = "embedded:"
+    logs.set_up(logging.WARNING)  # inherited by the worker: what goes wrong there is seen here
     files = source_files()
     if not session.json:
         click.echo(f"database  {describe(dsn)}")
@@ -118,7 +123,7 @@ def demo(session: Session) -> None:
         bundle = group(count_file.s(path) for path in files).apply(
             type="demo", origin="pgtasks demo"
         )
-        with cancelled_on_interrupt(bundle):
+        with cancelled_on_error(bundle):
             ended = follow(session, bundle)
     jobs = app.jobs(bundle_id=bundle.id, limit=len(files))
     app.close()
@@ -130,13 +135,35 @@ def demo(session: Session) -> None:
 
 
 @contextmanager
-def cancelled_on_interrupt(bundle: GroupResult[Figures]) -> Iterator[None]:
-    """Leave no job behind for the next worker when Ctrl-C ends the block."""
+def cancelled_on_error(bundle: GroupResult[Figures]) -> Iterator[None]:
+    """Leave no job behind for the next worker when Ctrl-C, or anything else, ends the block."""
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:
         bundle.revoke()
         raise
+
+
+def looks(bundle: GroupResult[Figures]) -> Iterator[Bundle]:
+    """Yield the bundle's row again and again, the last time when it has stopped.
+
+    Raises:
+        ClickException: nothing is getting done.
+    """
+    remaining, since = -1, 0.0
+    while True:
+        row = bundle.bundle()
+        yield row
+        if row.stopped_at is not None:
+            return
+        if row.remaining != remaining:
+            remaining, since = row.remaining, time.monotonic()
+        elif time.monotonic() - since > STALLED_AFTER:
+            raise click.ClickException(
+                f"no job was finished for {STALLED_AFTER:g} s, {row.remaining:,} are left: the worker's warnings "
+                "above may say why"
+            )
+        time.sleep(LOOK_EVERY)
 
 
 def follow(session: Session, bundle: GroupResult[Figures]) -> Bundle:
@@ -144,16 +171,13 @@ def follow(session: Session, bundle: GroupResult[Figures]) -> Bundle:
     if output.is_terminal() and not session.json:
         return draw(session, bundle)
     shown = -1
-    while True:
-        row = bundle.bundle()
+    for row in looks(bundle):
         done = row.total - row.remaining
         tenth = done * 10 // row.total if row.total else 10
         if tenth > shown and not session.json:
             shown = tenth
             click.echo(f"{done:>6,} of {row.total:,} done, {processes()} processes")
-        if row.stopped_at is not None:
-            return row
-        time.sleep(LOOK_EVERY)
+    return row
 
 
 def draw(session: Session, bundle: GroupResult[Figures]) -> Bundle:
@@ -177,14 +201,11 @@ def draw(session: Session, bundle: GroupResult[Figures]) -> Bundle:
     with Progress(*columns, console=output.console(session)) as progress:
         began = time.monotonic()
         bar = progress.add_task("", total=len(bundle), rate=0.0, processes=0)
-        while True:
-            row = bundle.bundle()
+        for row in looks(bundle):
             done = row.total - row.remaining
             rate = done / (time.monotonic() - began)
             progress.update(bar, completed=done, rate=rate, processes=processes())
-            if row.stopped_at is not None:
-                return row
-            time.sleep(LOOK_EVERY)
+        return row
 
 
 def processes() -> int:

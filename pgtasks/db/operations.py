@@ -104,7 +104,7 @@ def enqueue_jobs(jobs: Sequence[NewJob], bundle: NewBundle | None = None) -> Ste
         yield Statement(name="enqueue_jobs", parameters=columns, read=no_rows)
 
 
-def copy_lines(jobs: Sequence[NewJob], now: datetime) -> bytes:
+def copy_lines(jobs: Sequence[NewJob], now: datetime) -> str:
     r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes."""
     lines = []
     for job in jobs:
@@ -121,7 +121,7 @@ def copy_lines(jobs: Sequence[NewJob], now: datetime) -> bytes:
             f"{_escape(job.origin)}\t{job.parent_id or _NULL}\t{job.root_id or _NULL}\t"
             f"{job.bundle_id or _NULL}\t{_NULL if job.bundle_index is None else job.bundle_index}\n"
         )
-    return "".join(lines).encode()
+    return "".join(lines)
 
 
 _NULL = "\\N"

@@ -41,7 +41,7 @@ class Copy:
     """Rows to stream into the database by a COPY statement, already in COPY's text format."""
 
     name: str
-    data: bytes
+    data: str  # text, since the connection knows its own encoding
 
     @property
     def sql(self) -> str:

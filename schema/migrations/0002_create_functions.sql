@@ -599,6 +599,9 @@ begin
     from unnest(p_ids, p_tokens) as r (id, token)
     where j.queue = p_queue and j.id = r.id and j.token = r.token and not j.cancel_requested;
     get diagnostics v_count = row_count;
+    if v_count > 0 then
+        perform pgtasks.wake(array[p_queue]);
+    end if;
 
     with gone as (
         delete from pgtasks.job j
@@ -631,7 +634,6 @@ declare
     v_running uuid[];
     v_claim record;
     v_count integer := 0;
-    v_queues text[] := '{}';
 begin
     select w.running into v_running
     from pgtasks.worker w
@@ -648,12 +650,10 @@ begin
             v_claim.queue, v_claim.job_ids,
             array_fill(v_claim.token, array[cardinality(v_claim.job_ids)]), v_running
         );
-        v_queues := v_queues || v_claim.queue;
     end loop;
 
     delete from pgtasks.claim c where c.worker_id = p_worker_id;
     delete from pgtasks.worker w where w.id = p_worker_id;
-    perform pgtasks.wake(v_queues);
     return v_count;
 end
 $$;

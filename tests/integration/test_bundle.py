@@ -1,6 +1,7 @@
 """Bundles: members are counted exactly once, whatever way they leave, up all levels."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -9,7 +10,8 @@ import pytest
 from pgtasks import App, Bundle, JobState, group
 from pgtasks.ids import new_id
 from tests.fixtures.bundles import insert_bundle, insert_job
-from tests.fixtures.simulated_worker import SimulatedWorker
+from tests.fixtures.eventually import eventually
+from tests.fixtures.simulated_worker import SimulatedWorker, blocked_on_a_lock
 
 
 @pytest.fixture
@@ -263,3 +265,39 @@ def test_stopped_bundles_are_told_to_listeners(app, echo, worker, connection):
     [heard] = connection.notifies(timeout=5, stop_after=1)
     assert set(heard.payload.split(",")) == {result.id for result in results}
     assert unheard.id not in heard.payload
+
+
+def test_bundles_are_locked_deepest_first_and_by_id(connection, dsn):
+    """The order of every writer: else two batches that share two bundles wait for each other."""
+
+    def is_locked(bundle: str) -> bool:
+        try:
+            connection.execute(
+                "select from pgtasks.job_bundle where id = %s for update nowait", [bundle]
+            )
+        except psycopg.errors.LockNotAvailable:
+            return True
+        return False
+
+    outer = insert_bundle(connection, total=20)
+    inner = [insert_bundle(connection, total=20, parent=outer, depth=1) for _ in range(3)]
+    order = [*inner, outer]
+
+    with (
+        psycopg.connect(dsn) as locking,
+        psycopg.connect(dsn, autocommit=True) as finishing,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        worker = SimulatedWorker(finishing)
+        for place, bundle in enumerate(order):
+            for one in (outer, *reversed(inner)):
+                insert_job(connection, one)
+            held = worker.claim()
+            locking.execute("select from pgtasks.job_bundle where id = %s for update", [bundle])
+            finished = thread.submit(worker.succeed, held)
+            eventually(lambda: blocked_on_a_lock(connection, finishing.info.backend_pid))
+            locked = [is_locked(one) for one in order]
+            locking.rollback()
+
+            assert locked == [index <= place for index in range(len(order))]
+            assert len(finished.result()) == len(order)

@@ -9,6 +9,7 @@ import pytest
 
 from pgtasks import App, JobState
 from pgtasks.ids import new_id
+from tests.fixtures.simulated_worker import count_rows
 
 
 @pytest.fixture
@@ -20,10 +21,6 @@ def echo(app: App) -> Any:
     return echo
 
 
-def count(connection: psycopg.Connection[Any], table: str) -> int:
-    return connection.execute(f"select count(*) from pgtasks.{table}").fetchone()[0]
-
-
 def test_a_success_moves_the_whole_job_into_the_history(app, echo, worker, connection):
     result = echo.apply_async((7,), priority=3, retries=2, origin="shop", expires=3600, countdown=0)
     live = result.job()
@@ -32,7 +29,7 @@ def test_a_success_moves_the_whole_job_into_the_history(app, echo, worker, conne
 
     job = result.job()
     assert returned == [result.id]
-    assert count(connection, "job") == 0
+    assert count_rows(connection, "job") == 0
     assert job.state is JobState.SUCCEEDED
     for same in (
         "id",
@@ -95,7 +92,7 @@ def test_nothing_is_kept_of_a_job_that_keeps_no_history(app, echo, worker, conne
 
     assert worker.finish(held, result="1", keep=False) == [held.id]
 
-    assert (count(connection, "job"), count(connection, "job_history")) == (0, 0)
+    assert (count_rows(connection, "job"), count_rows(connection, "job_history")) == (0, 0)
 
 
 def test_a_late_finish_changes_nothing_and_is_not_among_the_returned(app, echo, worker):
@@ -229,7 +226,7 @@ def test_a_requested_cancel_turns_a_retry_into_cancelled(app, echo, worker, conn
     assert result.job().state is JobState.CANCELLED
     assert result.job().attempt == 1
     assert other.job().state is JobState.READY
-    assert count(connection, "job") == 1
+    assert count_rows(connection, "job") == 1
 
 
 def test_a_value_that_cannot_be_stored_leaves_the_whole_batch_undone(app, echo, worker):

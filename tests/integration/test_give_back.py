@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgtasks import App, JobState, group
-from tests.fixtures.simulated_worker import SimulatedWorker
+from tests.fixtures.simulated_worker import SimulatedWorker, count_rows
 
 
 @pytest.fixture
@@ -16,10 +15,6 @@ def echo(app: App) -> Any:
         return n
 
     return echo
-
-
-def count(connection: psycopg.Connection[Any], table: str) -> int:
-    return connection.execute(f"select count(*) from pgtasks.{table}").fetchone()[0]
 
 
 def test_a_released_job_keeps_its_place_and_its_attempt_does_not_count(app, echo, worker):
@@ -74,11 +69,11 @@ def test_a_claim_row_goes_with_the_last_job_of_its_batch(app, echo, worker, conn
     held = worker.claim()
 
     worker.succeed(held[:2])
-    before_the_last = count(connection, "claim")
+    before_the_last = count_rows(connection, "claim")
     worker.succeed(held[2])
 
     assert before_the_last == 1
-    assert count(connection, "claim") == 0
+    assert count_rows(connection, "claim") == 0
 
 
 def test_a_claim_row_without_jobs_can_be_forgotten_by_itself(app, echo, worker, connection):
@@ -88,7 +83,7 @@ def test_a_claim_row_without_jobs_can_be_forgotten_by_itself(app, echo, worker, 
 
     worker.execute("delete_claims", claims=[held.token])
 
-    assert count(connection, "claim") == 0
+    assert count_rows(connection, "claim") == 0
 
 
 def test_a_claim_whose_reply_was_lost_is_given_back(app, echo, connection, dsn):

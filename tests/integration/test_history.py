@@ -31,7 +31,8 @@ def maintain(connection: psycopg.Connection[Any], keep: float = WEEK) -> list[st
 
 
 def today(connection: psycopg.Connection[Any]) -> date:
-    return connection.execute("select (now() at time zone 'UTC')::date").fetchone()[0]
+    [(day,)] = connection.execute("select (now() at time zone 'UTC')::date").fetchall()
+    return day
 
 
 def partitions(connection: psycopg.Connection[Any]) -> list[str]:
@@ -139,7 +140,9 @@ def test_a_shorter_retention_drops_more(history):
     day = today(history)
     names = [add_partition(history, day - timedelta(days=n)) for n in (1, 2, 3)]
 
-    assert sorted(maintain(history, keep=86400.0)) == sorted(f"dropped {one}" for one in names[1:])
+    assert sorted(maintain(history, keep=86400.0) or []) == sorted(
+        f"dropped {one}" for one in names[1:]
+    )
     assert names[0] in partitions(history)
 
 

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from pgtasks import App, JobState, group
-from tests.fixtures.simulated_worker import Held, SimulatedWorker
+from tests.fixtures.simulated_worker import Held, SimulatedWorker, count_rows
 
 
 @pytest.fixture
@@ -37,10 +37,6 @@ def beat(worker: SimulatedWorker, *running: Held) -> int:
 def rescue(worker: SimulatedWorker, dead: SimulatedWorker, beat: int) -> int | None:
     [(count,)] = worker.execute("rescue_worker", worker_id=dead.id, beat=beat)
     return count
-
-
-def count(connection: psycopg.Connection[Any], table: str) -> int:
-    return connection.execute(f"select count(*) from pgtasks.{table}").fetchone()[0]
 
 
 def test_what_a_child_had_begun_is_charged_a_crash_and_what_was_merely_held_is_not(
@@ -182,4 +178,4 @@ def test_a_worker_that_stops_cleanly_leaves_no_row(app, dead, connection):
     dead.execute("deregister_worker", worker_id=dead.id)
 
     assert app.workers() == []
-    assert count(connection, "worker") == 0
+    assert count_rows(connection, "worker") == 0

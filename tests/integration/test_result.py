@@ -167,22 +167,24 @@ def type_of(error: BaseException) -> type[BaseException]:
     return error.__class__
 
 
-def test_get_raises_the_classes_that_the_app_knows(dsn, worker):
-    for options, task_options in (
-        ({"known_errors": [OutOfStockError]}, {}),
-        ({}, {"throws": OutOfStockError}),
-        ({}, {"retry_for": (OutOfStockError,)}),
-    ):
-        app = App("shop", dsn, **options)
-        app.task(name="sell", **task_options)(lambda: None)
-        result = app.send_task("sell")
-        worker.fail(worker.claim(), NAME, "none", args=["none", 7])
+@pytest.mark.parametrize(
+    "task_options",
+    [{}, {"throws": OutOfStockError}, {"retry_for": (OutOfStockError,)}],
+    ids=["known_errors", "throws", "retry_for"],
+)
+def test_get_raises_the_classes_that_the_app_knows(app, worker, task_options):
+    if not task_options:
+        app.known_errors.append(OutOfStockError)
 
-        with pytest.raises(OutOfStockError) as raised:
-            result.get(timeout=5)
-        app.close()
+    @app.task(name="sell", **task_options)
+    def sell() -> None: ...
 
-        assert raised.value.args == ("none", 7)
+    result = sell.delay()
+    worker.fail(worker.claim(), NAME, "none", args=["none", 7])
+
+    with pytest.raises(OutOfStockError) as raised:
+        result.get(timeout=5)
+    assert raised.value.args == ("none", 7)
 
 
 def test_get_raises_a_class_that_was_declared_after_the_first_failure(app, echo, worker):

@@ -98,7 +98,9 @@ def test_a_twin_takes_the_same_parameters(cls, name):
 )
 def test_a_twin_returns_the_same_type(cls, name):
     synchronous = inspect.getattr_static(cls, name[1:])
-    synchronous = synchronous.fget if isinstance(synchronous, property) else synchronous
+    if isinstance(synchronous, property):
+        assert synchronous.fget is not None
+        synchronous = synchronous.fget
 
     assert (
         inspect.signature(getattr(cls, name)).return_annotation
