@@ -42,7 +42,10 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
                     else:
                         reply = _execute(cursor, step)
     except psycopg.Error as error:
-        raise named(error) from error
+        ours = named(error)
+        if ours is None:
+            raise
+        raise ours from error
 
 
 async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]) -> T:
@@ -65,7 +68,10 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
                     else:
                         reply = await _aexecute(cursor, step)
     except psycopg.Error as error:
-        raise named(error) from error
+        ours = named(error)
+        if ours is None:
+            raise
+        raise ours from error
 
 
 def _execute(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
@@ -78,8 +84,8 @@ async def _aexecute(cursor: psycopg.AsyncCursor[Any], statement: Statement[T]) -
     return statement.read(await cursor.fetchall() if cursor.description else ())
 
 
-def named(error: psycopg.Error) -> Exception:
-    """Return pgtasks' own error for what a user can act on; everything else stays psycopg's."""
+def named(error: psycopg.Error) -> Exception | None:
+    """Return pgtasks' own error for what a user can act on; None: it stays psycopg's."""
     why = _first_line(error)
     match error:
         case psycopg.errors.InvalidSchemaName() | psycopg.errors.UndefinedTable():
@@ -101,7 +107,7 @@ def named(error: psycopg.Error) -> Exception:
         ):
             return ConnectError(why)
         case _:
-            return error
+            return None
 
 
 def _first_line(error: BaseException) -> str:

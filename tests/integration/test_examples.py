@@ -85,7 +85,7 @@ def test_readme_fits_its_length_and_names_every_task_option():
     assert len(text.splitlines()) <= 200
     missing = [
         name
-        for name in TaskOptions.__slots__
+        for name in TaskOptions.__struct_fields__
         if f"`{name}`" not in text and f"`{name}," not in text
     ]
     assert [name for name in missing if not re.search(rf"`[^`|]*\b{name}\b[^`|]*`", text)] == []
