@@ -33,7 +33,7 @@ Step = Statement[Any] | Copy
 Steps = Generator[Step, Any, T]
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
-COPY_FROM = 100
+COPY_FROM = 10
 
 # How many rows one statement deletes or resets at most, so that no transaction grows large.
 BATCH = 1000

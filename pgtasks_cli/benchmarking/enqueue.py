@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pgtasks import group
 from pgtasks.db import operations
 from pgtasks.db.run import run
-from pgtasks.db.statements import Copy, Statement, no_rows, sql_of
+from pgtasks.db.statements import sql_of
 from pgtasks.ids import new_id
 from pgtasks_cli.benchmarking.figures import Figure, median
 from pgtasks_cli.benchmarking.tasks import ORDER, app, noop
@@ -173,16 +173,10 @@ def crossover(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[Figur
         plan.tell(f"enqueue: {size} jobs by COPY, and from arrays")
 
         def by_copy(size: int = size) -> None:
-            data = operations.copy_lines(new_jobs(size), operations.EPOCH)
-            transact(connection, Copy(name="copy_jobs", data=data))
+            enqueue_from(0, connection, size)
 
         def by_arrays(size: int = size) -> None:
-            jobs = new_jobs(size)
-            columns = {
-                name: [getattr(job, name) for job in jobs] for name in operations.NEW_JOB_FIELDS
-            }
-            step = Statement(name="enqueue_jobs", parameters=columns, read=no_rows)
-            transact(connection, step)
+            enqueue_from(size + 1, connection, size)
 
         took = in_turns(
             {"copy": by_copy, "arrays": by_arrays}, plan.times(max(25, min(200, 4000 // size)), 2)
@@ -204,13 +198,13 @@ def crossover(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[Figur
     )
 
 
-def transact(connection: psycopg.Connection[Any], step: Statement[None] | Copy) -> None:
-    """Run one step in a transaction, as `operations.enqueue_jobs` does."""
-
-    def steps() -> Iterator[Statement[None] | Copy]:
-        yield step
-
-    run(connection, steps())  # type: ignore[arg-type]
+def enqueue_from(threshold: int, connection: psycopg.Connection[Any], size: int) -> None:
+    """Write jobs as the library does, with COPY from another number of jobs on."""
+    ours, operations.COPY_FROM = operations.COPY_FROM, threshold
+    try:
+        run(connection, operations.enqueue_jobs(new_jobs(size)))
+    finally:
+        operations.COPY_FROM = ours
 
 
 def faster_from(taken: Mapping[int, tuple[float, float]]) -> float | None:

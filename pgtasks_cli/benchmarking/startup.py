@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -75,7 +74,7 @@ def measure_in(environment: dict[str, str], scratch: Scratch, plan: Plan) -> Ite
 @contextmanager
 def worker(environment: dict[str, str]) -> Iterator[psutil.Popen]:
     """Run a worker as an operator starts it, for a block."""
-    command = [sys.executable, *worker_arguments()]
+    command = [sys.executable, "-m", "pgtasks_cli", "worker", "-A", TASKS, "-c", str(CONCURRENCY)]
     process = psutil.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -88,19 +87,6 @@ def worker(environment: dict[str, str]) -> Iterator[psutil.Popen]:
         except psutil.TimeoutExpired:
             process.kill()
             process.wait(TIMEOUT)
-
-
-def worker_arguments() -> list[str]:
-    """Return how Python is told to be a worker."""
-    if find_spec("pgtasks_cli.__main__"):
-        return ["-m", "pgtasks_cli", "worker", "-A", TASKS, "-c", str(CONCURRENCY)]
-    return [
-        "-c",
-        f"from {TASKS} import app\n"
-        "from pgtasks.options import WorkerOptions\n"
-        "from pgtasks.worker.process import prepare, run_worker\n"
-        f"run_worker(prepare(app, WorkerOptions(concurrency={CONCURRENCY})))",
-    ]
 
 
 def compiled_in(cache: str) -> dict[str, str]:

@@ -136,6 +136,9 @@ begin
         return;
     end if;
 
+    -- A claim that is lost with the server leaves the jobs ready: what it costs is a second run, and the next
+    -- finish makes it durable anyhow. So it does not wait for the disk.
+    perform set_config('synchronous_commit', 'off', true);
     insert into pgtasks.claim (token, worker_id, queue, job_ids)
     values (p_token, p_worker_id, p_queue, v_ids);
 

@@ -154,7 +154,6 @@ def test_a_member_that_cannot_be_written_leaves_no_bundle_behind(app, echo):
     assert app.bundles() == []
 
 
-# Fails with countdown=0: INT2 of /tmp/bugs.md.
 @pytest.mark.parametrize(
     "options",
     [

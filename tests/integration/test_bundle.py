@@ -11,7 +11,7 @@ from pgtasks import App, Bundle, JobState, group
 from pgtasks.ids import new_id
 from tests.fixtures.bundles import insert_bundle, insert_job
 from tests.fixtures.eventually import eventually
-from tests.fixtures.simulated_worker import SimulatedWorker, blocked_on_a_lock
+from tests.fixtures.simulated_worker import SimulatedWorker, blocked_on_a_lock, heard
 
 
 @pytest.fixture
@@ -262,9 +262,9 @@ def test_stopped_bundles_are_told_to_listeners(app, echo, worker, connection):
 
     worker.run_all()
 
-    [heard] = connection.notifies(timeout=5, stop_after=1)
-    assert set(heard.payload.split(",")) == {result.id for result in results}
-    assert unheard.id not in heard.payload
+    [(_, payload)] = heard(connection)
+    assert set(payload.split(",")) == {result.id for result in results}
+    assert unheard.id not in payload
 
 
 def test_bundles_are_locked_deepest_first_and_by_id(connection, dsn):

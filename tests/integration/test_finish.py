@@ -9,7 +9,7 @@ import pytest
 
 from pgtasks import App, JobState
 from pgtasks.ids import new_id
-from tests.fixtures.simulated_worker import count_rows
+from tests.fixtures.simulated_worker import count_rows, heard
 
 
 @pytest.fixture
@@ -247,16 +247,16 @@ def test_finished_jobs_are_told_to_listeners_and_to_nobody_else(app, echo, worke
     first, second, third, *rest = worker.claim()
 
     worker.succeed(first)
-    unheard = list(connection.notifies(timeout=0))
+    before = heard(connection)
     worker.execute("register_listener", id=new_id())
     worker.succeed([second])
     worker.retry(third)
     worker.succeed(rest)
-    heard = list(connection.notifies(timeout=5, stop_after=3))
+    told = heard(connection)
 
-    assert unheard == []
+    assert before == []
     ids = [result.id for result in results]
-    assert [set(one.payload.split(",")) for one in heard] == [
+    assert [set(payload.split(",")) for _, payload in told] == [
         {ids[1]},
         {ids[2] + "+"},
         {ids[3], ids[4]},
@@ -270,9 +270,8 @@ def test_many_ids_are_told_in_several_payloads(app, worker, connection):
     ids |= {one.id for one in app.enqueue_many(_signatures(app, 450))}
 
     worker.succeed(worker.claim())
-    heard = list(connection.notifies(timeout=5, stop_after=3))
 
-    told = [id for one in heard for id in one.payload.split(",")]
+    told = [id for _, payload in heard(connection) for id in payload.split(",")]
     assert len(told) == 451
     assert set(told) == ids
 

@@ -4,6 +4,7 @@ auto_explain shows the plans of the statements within the functions, with the fu
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,16 @@ from tests.fixtures.simulated_worker import HIGHEST, LOWEST
 
 # More than five, after which PostgreSQL may change to a generic plan.
 EXECUTIONS = 7
-JOINS = {"Hash Join", "Merge Join"}  # read a whole table for a few rows
+
+# What a scan must look up in an index, so that it does not read all of it.
+BOUND = {
+    "job_claim": r"queue = ",
+    "job_due": r"queue = ",
+    "job_pkey": r"\bid = ",
+    "job_waiting": r"after_bundle_id = ",
+    "job_bundle_pkey": r"\bid = ",
+    "claim_pkey": r"token = ",
+}
 TABLES = {"job", "job_bundle", "claim"}
 
 FILL = """
@@ -69,19 +79,26 @@ def nodes(one: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def scans(plan: list[dict[str, Any]]) -> set[Scan]:
+    """Return who is read how; an index whose first column is not looked up counts as no index."""
     found = set()
     for node in plan:
         if node.get("Relation Name") in TABLES and node["Node Type"] != "ModifyTable":
             # A bitmap scan's index stands below it.
-            below = [one["Index Name"] for one in nodes(node) if "Index Name" in one]
-            found.add(Scan(node["Relation Name"], ", ".join(below) or None))
+            indexes = [one for one in nodes(node) if "Index Name" in one]
+            names = [
+                one["Index Name"] if re.search(BOUND[one["Index Name"]], one["Index Cond"]) else "-"
+                for one in indexes
+            ]
+            found.add(Scan(node["Relation Name"], ", ".join(names) or None))
     return found
 
 
 def check(plan: list[dict[str, Any]], *expected: Scan) -> None:
-    used = {node["Node Type"] for node in plan}
-    assert not used & JOINS, used
     assert scans(plan) == set(expected)
+    # A loop over a batch can as well go over the table, and then reads all of it for each batch.
+    for node in plan:
+        if node["Node Type"] in ("Nested Loop", "Merge Join"):
+            assert "job" not in {one.get("Relation Name") for one in nodes(node)}
 
 
 @pytest.fixture
@@ -192,13 +209,11 @@ def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(connect
     plan = plans.of(lambda: worker.succeed(batches.pop()))
 
     used = scans(plan)
-    assert {node["Node Type"] for node in plan}.isdisjoint(JOINS)
     assert None not in {scan.by for scan in used}
     assert Scan("job", "job_waiting") in used
     assert {scan.by for scan in used if scan.table == "job_bundle"} == {"job_bundle_pkey"}
 
 
-# Fails on the table analysed early: INT6 of /tmp/bugs.md.
 @pytest.mark.usefixtures("table")
 def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
     connection.execute(FILL, {"queue": "default", "state": "scheduled", "count": 50})

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from pgtasks import App, JobState, group
-from tests.fixtures.simulated_worker import Held, SimulatedWorker, count_rows
+from tests.fixtures.simulated_worker import Held, SimulatedWorker, count_rows, heard
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_idle_workers_of_the_queue_are_woken(echo, worker, dead, connection):
 
     rescue(worker, dead, beat(dead))
 
-    assert len(list(connection.notifies(timeout=5, stop_after=1))) == 1
+    assert heard(connection) == [(channel, "")]
 
 
 def test_a_worker_that_stops_cleanly_leaves_no_row(app, dead, connection):

@@ -135,7 +135,6 @@ def test_the_callers_row_factory_and_settings_do_not_matter(app, note, dsn):
     assert len(texts(app)) == COPY_FROM + 1
 
 
-# Fails with COPY_FROM: INT1 of /tmp/bugs.md.
 @pytest.mark.parametrize("count", [1, COPY_FROM])
 def test_the_callers_client_encoding_does_not_matter(app, note, dsn, count):
     with psycopg.connect(dsn, client_encoding="latin1") as connection:

@@ -222,7 +222,7 @@ def test_a_group_knows_how_its_members_ended():
 
 
 def test_an_ignored_member_is_left_out_of_the_bundle():
-    with App("other").ignoring(add) as discarded:
+    with app.ignoring(add) as discarded:
         jobs, bundle = group(add.s(1), add.s(2))._rows(None, None)
         kept, left = app._kept(jobs, bundle)
 

@@ -66,7 +66,7 @@ def test_eager_ends_with_an_exception_in_its_block(app: App, add: Any):
     with pytest.raises(KeyError), app.eager():
         raise KeyError
 
-    assert eager_var.get() is None
+    assert eager_var.get() == {}
 
 
 def test_eager_does_not_reach_other_threads(app: App, add: Any):
@@ -122,7 +122,7 @@ def test_a_block_can_be_not_eager_in_an_eager_app(monkeypatch: pytest.MonkeyPatc
     app = App("shop", eager=True)
     task = app.task(name="shop.one")(lambda: 1)
 
-    with having(eager_var, False), pytest.raises(NoDsnError):
+    with having(eager_var, {id(app): False}), pytest.raises(NoDsnError):
         task.delay()
 
 
