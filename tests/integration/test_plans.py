@@ -86,7 +86,9 @@ def scans(plan: list[dict[str, Any]]) -> set[Scan]:
             # A bitmap scan's index stands below it.
             indexes = [one for one in nodes(node) if "Index Name" in one]
             names = [
-                one["Index Name"] if re.search(BOUND[one["Index Name"]], one["Index Cond"]) else "-"
+                one["Index Name"]
+                if re.search(BOUND[one["Index Name"]], one.get("Index Cond", ""))
+                else "-"
                 for one in indexes
             ]
             found.add(Scan(node["Relation Name"], ", ".join(names) or None))
