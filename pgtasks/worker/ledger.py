@@ -11,8 +11,8 @@ decides anything. A job that this worker claimed is, until it leaves the ledger,
 Promises, which the property tests drive through any order of events
     - every claimed job leaves: finished, released, or charged a crash; once, while the connection holds
     - a job is in one child at most, and never sent again after an outcome
-    - only the job that a dead child had begun is charged; if several were begun, none is, and each is
-      run again alone
+    - only the job that a dead child had begun is charged; if several were begun, none is, and all are
+      released (a child runs one at a time, so that does not happen yet)
     - nothing is claimed while draining, and what had not been sent is released
 
 `Intake` decides which queue to ask and when; `Pace` knows how long jobs take. How many are claimed ahead
