@@ -27,15 +27,13 @@ class EagerResult(AsyncResult[R]):
         *,
         state: JobState,
         value: R | None,
-        error: BaseException | None,
-        error_info: JobError | None,
+        error: JobError | None,
         attempt: int,
     ) -> None:
         super().__init__(id, app, task_name)
         self._state = state
         self._value = value
         self._error = error
-        self._error_info = error_info
         self._attempt = attempt
 
     def get(
@@ -77,7 +75,7 @@ class EagerResult(AsyncResult[R]):
     def _look(self) -> StoredOutcome:
         from pgtasks.db.operations import StoredOutcome
 
-        return StoredOutcome(self._state, self._attempt, None, self._error_info)
+        return StoredOutcome(self._state, self._attempt, None, self._error)
 
     async def _alook(self) -> StoredOutcome:
         return self._look()
@@ -85,7 +83,7 @@ class EagerResult(AsyncResult[R]):
     def _value_or_error(self, outcome: StoredOutcome) -> R | BaseException | None:
         if self._state is JobState.SUCCEEDED:
             return self._value
-        return self._error or rebuild_error(self.app, self.id, self._state, self._error_info)
+        return rebuild_error(self.app, self.id, self._state, self._error)
 
 
 class EagerGroupResult(GroupResult[R]):

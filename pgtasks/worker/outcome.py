@@ -95,7 +95,7 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
 def _retry(schedule: Any, error: BaseException, job: Job, now: datetime) -> Outcome:
     try:
         delay = retry_delay(schedule, job, error, now)
-    except Exception as broken:  # noqa: BLE001 (a user's schedule is part of the user's task)
+    except BaseException as broken:  # noqa: BLE001 (a user's schedule is part of the user's task)
         if isinstance(broken, ConfigurationError):
             return Outcome("failed", error=describe(broken))
         return Outcome(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pgtasks import codec
 from pgtasks.context import Request, request_var
 from pgtasks.eager import EagerResult
-from pgtasks.errors import DecodingError, EncodingError, UnknownTaskError
+from pgtasks.errors import ConfigurationError, DecodingError, EncodingError, UnknownTaskError
 from pgtasks.job import Job, JobError, JobState, NewJob, attempts_from_json
+from pgtasks.options import check_retries
 from pgtasks.worker.outcome import Outcome, describe, of_exception
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class Runner:
         if task is None:
             unknown = UnknownTaskError(f"no task is named {row.task!r} in app {self.app.name!r}")
             return Outcome("failed", error=describe(unknown))
-        request = request_from_row(self.app, row, self.hostname)
+        try:
+            request = request_from_row(self.app, row, self.hostname)
+        except (DecodingError, ConfigurationError) as error:
+            return Outcome("failed", error=describe(error))
         return run_attempt(task, request, row.args, row.kwargs, row.input, self._await)
 
     def _await(self, awaitable: Awaitable[Any]) -> Any:
@@ -72,7 +76,13 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
 
 
 def request_from_row(app: App, row: ClaimedRow, hostname: str) -> Request:
-    """Build the request of a claimed job."""
+    """Build the request of a claimed job.
+
+    Raises:
+        DecodingError: its options are not an object.
+        ConfigurationError: one of them has a value that it cannot have.
+    """
+    said = read_options(row.options) if row.options else NO_OPTIONS
     return Request(
         app,
         row.id,
@@ -83,13 +93,23 @@ def request_from_row(app: App, row: ClaimedRow, hostname: str) -> Request:
         row.parent_id,
         row.root_id,
         hostname,
-        codec.decode(row.options, "options") if row.options else NO_OPTIONS,
-        partial(job_from_row, row),
+        said,
+        partial(job_from_row, row, said),
     )
 
 
-def job_from_row(row: ClaimedRow) -> Job:
-    """Build the job of a claimed row."""
+def read_options(text: str) -> dict[str, Any]:
+    """Decode the options of a call and check those that a worker reads; any client may have written them."""
+    said = codec.decode(text, "options")
+    if not isinstance(said, dict):
+        raise DecodingError(f"options: expected a JSON object, found {type(said).__name__}")
+    if "retries" in said:
+        check_retries(said["retries"])
+    return said
+
+
+def job_from_row(row: ClaimedRow, said: Mapping[str, Any]) -> Job:
+    """Build the job of a claimed row, with the options of its call."""
     return Job(
         id=row.id,
         task=row.task,
@@ -108,7 +128,7 @@ def job_from_row(row: ClaimedRow) -> Job:
         root_id=row.root_id,
         bundle_id=row.bundle_id,
         bundle_index=row.bundle_index,
-        options=codec.decode(row.options, "options") if row.options else NO_OPTIONS,
+        options=said,
         attempts=attempts_from_json(
             codec.decode(row.attempts, "attempts") if row.attempts else None
         ),
@@ -127,26 +147,54 @@ def run_attempt(
     input_json: str | None,
     await_: Any,
 ) -> Outcome:
-    """Run one attempt: decode the arguments, rebuild the annotated ones, call, encode the result."""
-    options = task.options
+    """Run one attempt: decode the arguments, rebuild the annotated ones, call, encode the result.
+
+    Whatever is raised is the job's failure, also by what is the user's around the task: types that are
+    rebuilt or encoded, retry schedules, hooks. It must not end the child, which has other jobs to run.
+
+    Raises:
+        KeyboardInterrupt: in an eager run, where it means the caller.
+    """
     token = request_var.set(request)
     try:
-        try:
-            _decode_arguments(task, request, args_json, kwargs_json, input_json)
-        except DecodingError as error:
-            return _ended(task, request, Outcome("failed", error=describe(error)), error)
-        try:
-            if task.has_hooks:
-                task.before_start(request.id, request.args, request.kwargs)
-            value = call(task, request)
-            if inspect.isawaitable(value):
-                value = await_(value)
-        except BaseException as error:  # noqa: BLE001 (around a user's task)
-            outcome = of_exception(error, request.job, options, datetime.now(UTC))
-            return _ended(task, request, outcome, error)
-        return _succeeded(task, request, value)
+        return _attempt(task, request, args_json, kwargs_json, input_json, await_)
+    except BaseException as error:
+        if _means_caller(error, request):
+            raise
+        return Outcome("failed", error=describe(error))
     finally:
         request_var.reset(token)
+
+
+def _attempt(
+    task: Task[Any, Any],
+    request: Request,
+    args_json: str,
+    kwargs_json: str,
+    input_json: str | None,
+    await_: Any,
+) -> Outcome:
+    try:
+        _decode_arguments(task, request, args_json, kwargs_json, input_json)
+    except DecodingError as error:
+        return _ended(task, request, Outcome("failed", error=describe(error)), error)
+    try:
+        if task.has_hooks:
+            task.before_start(request.id, request.args, request.kwargs)
+        value = call(task, request)
+        if inspect.isawaitable(value):
+            value = await_(value)
+    except BaseException as error:
+        if _means_caller(error, request):
+            raise
+        outcome = of_exception(error, request.job, task.options, datetime.now(UTC))
+        return _ended(task, request, outcome, error)
+    return _succeeded(task, request, value)
+
+
+def _means_caller(error: BaseException, request: Request) -> bool:
+    """Whether this is Ctrl-C in a program that runs its jobs eagerly."""
+    return request.is_eager and isinstance(error, KeyboardInterrupt)
 
 
 def call(task: Task[Any, Any], request: Request) -> Any:
@@ -211,7 +259,9 @@ def _ended(
             task.on_failure(error, request.id, args, kwargs, info or "")
         status = {"succeeded": "SUCCESS", "retry": "RETRY"}.get(outcome.kind, "FAILURE")
         task.after_return(status, value if error is None else error, request.id, args, kwargs, info)
-    except Exception as broken:  # noqa: BLE001 (a user's hook)
+    except BaseException as broken:
+        if _means_caller(broken, request):
+            raise
         return outcome if outcome.kind == "failed" else Outcome("failed", error=describe(broken))
     return outcome
 
@@ -259,15 +309,14 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
         new.task,
         state=state,
         value=value,
-        error=None,
-        error_info=info,
+        error=info,
         attempt=attempt,
     )
 
 
 def eager_request(app: App, new: NewJob, attempt: int) -> Request:
     """Build the request of a job that was never written."""
-    said = codec.decode(new.options, "options") if new.options else NO_OPTIONS
+    said = read_options(new.options) if new.options else NO_OPTIONS
     queue = new.queue or "default"
     now = datetime.now(UTC)
 

@@ -28,8 +28,9 @@ create table pgtasks.job (
     -- JSON as the producer wrote it: text keeps the bytes, and one bad value fails one job.
     args text not null default '[]' check (octet_length(args) <= 1048576),
     kwargs text not null default '{}' check (octet_length(kwargs) <= 1048576),
-    -- What the call said beyond the task's own options; null: nothing.
-    options jsonb,
+    -- What the call said beyond the task's own options; null: nothing. Few and small: a number of more digits
+    -- than clients read (1e5000) is refused here, by its length.
+    options jsonb check (jsonb_typeof(options) = 'object' and length(options::text) <= 4000),
     origin text,
     parent_id uuid,
     root_id uuid,

@@ -522,3 +522,21 @@ def test_a_failed_member_does_not_stop_the_others(app: App):
     assert ran == [0, 1, 2]
     assert result.completed_count() == 2
     assert result.failed()
+
+
+@pytest.mark.parametrize("where", ["task", "hook"])
+def test_ctrl_c_in_an_eager_run_reaches_the_caller(where: str):
+    class Interrupted(Task[Any, Any]):
+        def on_success(self, *args: Any) -> None:
+            if where == "hook":
+                raise KeyboardInterrupt
+
+    def function() -> None:
+        if where == "task":
+            raise KeyboardInterrupt
+
+    app = App("interrupted")
+    task = app.task(name="interrupted", base=Interrupted)(function)
+
+    with app.eager(), pytest.raises(KeyboardInterrupt):
+        task.delay()
