@@ -5,7 +5,7 @@ No I/O here, no clock and no psycopg: `pgtasks.db.run` drives these, synchronous
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -471,6 +471,30 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
             parameters={"bundle_ids": list(bundle_ids), "failed": list(failed)},
             read=no_rows,
         )
+
+
+# Workers
+
+
+def register_worker(
+    description: Mapping[str, object], tasks: Sequence[tuple[str, str, int]]
+) -> Steps[int]:
+    """Add a worker and publish its tasks, and return its id.
+
+    Args:
+        description: the columns of its row.
+        tasks: name, queue and priority of each task that it knows.
+    """
+    names, queues, priorities = zip(*tasks, strict=True)
+    yield Statement(
+        name="publish_tasks",
+        parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
+        read=no_rows,
+    )
+    worker_id: int = yield Statement(
+        name="register_worker", parameters=description, read=_only_value
+    )
+    return worker_id
 
 
 # Listeners

@@ -1,7 +1,7 @@
 """What the ledger asks of the database: each command as a unit on the work connection.
 
-Every command is answered by exactly one event, also when the connection breaks; so the ledger always
-knows what is under way.
+Every command but ReleaseLost is answered by exactly one event, also when the connection breaks; so the
+ledger always knows what is under way. A ReleaseLost is answered only if it was refused.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ class Desk:
                         "job.crashed",
                         id=held.row.id,
                         task=held.row.task,
+                        queue=held.row.queue,
+                        attempt=held.row.attempt,
                         crashes=held.row.crashes + 1,
                     )
                 self._give_back("crash_jobs", command, jobs, claims, now)
             case msg.ReleaseLost(known):
                 parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
-
                 self._link.submit([("release_lost_claims", parameters)], self._on_released, now)
             case _:
                 assert_never(command)
@@ -264,7 +265,3 @@ def _shown_traceback(name: str, error: Mapping[str, Any]) -> str | None:
 
 def _json(value: Mapping[str, Any]) -> str:
     return orjson.dumps(value).decode()
-
-
-def _nothing(reply: Reply) -> None:
-    """Take a reply that changes nothing here."""

@@ -70,6 +70,10 @@ from pgtasks.worker.pace import IN_PIPE, Pace
 FLUSH_DELAY = 0.004
 FLUSH_BATCH = 500
 
+# With so many outcomes unwritten nothing more is claimed: ten full batches, some hundred milliseconds of
+# work at full speed, and a bound on memory while the server refuses to store any.
+OUTCOMES_LIMIT = 10 * FLUSH_BATCH
+
 # A finish that the server refused for a passing reason (deadlock, time-out) is tried again after this.
 WRITE_AGAIN = 0.1
 
@@ -124,9 +128,8 @@ class Ledger:
         self.outcomes: list[Ended] = []
         self.first_outcome_at = 0.0
         self.parts: deque[Batch] = deque()  # batches to write again, or in halves
-        self.claims: dict[
-            str, int
-        ] = {}  # token -> jobs whose exit is not committed, as far as is known
+        # token -> jobs whose exit is not committed, as far as is known
+        self.claims: dict[str, int] = {}
         self.ended_claims: list[str] = []  # nothing is left of them, and the database was not told
         self.to_release: list[Held] = []
         self.to_crash: list[Held] = []
@@ -366,15 +369,10 @@ class Ledger:
 
     def commands(self, now: float) -> Iterator[Command]:
         """Yield what is to be done now."""
-        if (
-            self.phase is Phase.DRAINING
-            and self.drain_deadline is not None
-            and now >= self.drain_deadline
-        ):
+        overdue = self.drain_deadline is not None and now >= self.drain_deadline
+        if overdue or self.killing:
             self.killing = True
-        if self.killing:
             for number, child in self.children.items():
-                overdue = self.drain_deadline is not None and now >= self.drain_deadline
                 if child.pipe or overdue:  # overdue and empty: it hangs on its way out
                     yield KillChild(number)
         if self.connected:
@@ -481,6 +479,8 @@ class Ledger:
     def _want(self) -> int:
         """Return how many jobs to claim now: half a batch or more; fewer only if nothing waits."""
         if not self.children or self.must_release_lost:
+            return 0
+        if len(self.outcomes) >= OUTCOMES_LIMIT:  # the database takes nothing back: give it time
             return 0
         target = self.target()
         want = min(target - self.held_count(), self.options.claim_batch)

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from pgtasks import events
 from pgtasks.errors import PgTasksError
 from pgtasks.worker import messages as msg
@@ -211,11 +213,6 @@ class Parent:
                 self._selector.register(fd, mask, owner)
         self._registered = wanted
 
-    def _forget_descriptor(self, fd: int) -> None:
-        """Take a descriptor out before it is closed."""
-        if self._registered.pop(fd, None) is not None:
-            self._selector.unregister(fd)
-
     def _drain_wake_pipe(self) -> None:
         try:
             while os.read(self._wake_read, 4096):
@@ -227,10 +224,7 @@ class Parent:
         records = child.read()
         if records:
             self._events.append(msg.Reported(child.number, records))
-        if child.outbox < 0:  # closed by the read; the selector forgot it with the descriptor
-            self._registered = {
-                fd: entry for fd, entry in self._registered.items() if entry[1] is not child
-            }
+        if child.outbox < 0:  # closed by the read
             self._refresh_selector()
 
     def _refresh_selector(self) -> None:
@@ -354,7 +348,7 @@ class Parent:
         self._events.append(msg.LeaseLost())
         try:
             self._set_worker_id(self._register())
-        except PgTasksError as error:
+        except (PgTasksError, psycopg.Error) as error:  # the next beat finds out again
             events.emit("worker.refused", statement="register", sqlstate="", why=str(error))
 
     def _some_may_be_stuck(self) -> bool:

@@ -7,16 +7,17 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import setproctitle
 
-from pgtasks.db import migrations
+from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
-from pgtasks.db.statements import Statement
+from pgtasks.db.run import run
 from pgtasks.errors import ConfigurationError, PgTasksError
 from pgtasks.options import WorkerOptions, worker_name
 from pgtasks.version import VERSION
@@ -85,43 +86,26 @@ def register(
     app: App, options: WorkerOptions, name: str, me: Identity, queues: Sequence[str]
 ) -> int:
     """Add the worker and what it knows to the database, and return its id; blocking."""
-    from pgtasks.db.run import run
-
-    tasks = sorted(app.tasks)
+    tasks = [app.tasks[task] for task in sorted(app.tasks)]
+    description = {
+        "name": name,
+        "host": me.host,
+        "boot_id": me.boot_id,
+        "pid_namespace": me.pid_namespace,
+        "pid": me.pid,
+        "pid_started_at": me.pid_started_at,
+        "version": VERSION,
+        "pool": options.pool,
+        "concurrency": options.concurrency,
+        "queues": list(queues),
+        "tasks": [task.name for task in tasks],
+    }
+    published = [
+        (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
+        for task in tasks
+    ]
     with app.pools.connect() as connection:
-        run(
-            connection,
-            Statement(
-                name="publish_tasks",
-                parameters={
-                    "name": tasks,
-                    "queue": [app.routed_queue(task) or app.tasks[task].queue for task in tasks],
-                    "priority": [app.tasks[task].options.priority for task in tasks],
-                },
-                read=lambda rows: None,
-            ),
-        )
-        worker_id: int = run(
-            connection,
-            Statement(
-                name="register_worker",
-                parameters={
-                    "name": name,
-                    "host": me.host,
-                    "boot_id": me.boot_id,
-                    "pid_namespace": me.pid_namespace,
-                    "pid": me.pid,
-                    "pid_started_at": me.pid_started_at,
-                    "version": VERSION,
-                    "pool": options.pool,
-                    "concurrency": options.concurrency,
-                    "queues": list(queues),
-                    "tasks": tasks,
-                },
-                read=lambda rows: rows[0][0],
-            ),
-        )
-    return worker_id
+        return run(connection, operations.register_worker(description, published))
 
 
 def run_worker(parent: Parent) -> None:
@@ -140,7 +124,7 @@ def _run_solo(parent: Parent, pool: SoloPool) -> None:
     ended = threading.Event()
     failure: list[BaseException] = []
 
-    def run() -> None:
+    def work() -> None:
         try:
             parent.run()
         except BaseException as error:  # noqa: BLE001 (the top of a thread; raised again below)
@@ -150,7 +134,7 @@ def _run_solo(parent: Parent, pool: SoloPool) -> None:
         finally:
             ended.set()
 
-    thread = threading.Thread(target=run, name="pgtasks-parent")
+    thread = threading.Thread(target=work, name="pgtasks-parent")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda number, frame: parent.ask_to_stop(number))
     thread.start()
@@ -205,7 +189,8 @@ def worker_process(app: App, options: WorkerOptions) -> Iterator[WorkerProcess]:
         process.stop(options.grace + 10.0)
 
 
-def _be_worker(app: App, options: WorkerOptions, tell: int) -> Any:
+def _be_worker(app: App, options: WorkerOptions, tell: int) -> None:
+    """Be the fork that works; never returns to what the caller's program does next."""
     code = 1
     try:
         try:
@@ -218,8 +203,6 @@ def _be_worker(app: App, options: WorkerOptions, tell: int) -> Any:
         run_worker(parent)
         code = 0
     except BaseException:  # noqa: BLE001 (the top of a process)
-        import traceback
-
         traceback.print_exc()
     finally:
         os._exit(code)

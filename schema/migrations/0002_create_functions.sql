@@ -63,8 +63,7 @@ create trigger job_inserted
 -- Takes up to p_limit ready jobs of one queue for a worker, and records them under the token.
 --
 -- Each range is a stretch of the claim index: one priority beyond the last seq that was claimed
--- there (the cursor), or the gap between two such priorities. A null low or high is open. Without
--- cursors, under a held snapshot, every claim would re-read all dead entries from the beginning.
+-- there (the cursor), or, with a null p_after, the gap between two such priorities. Without cursors, under a held snapshot, every claim would re-read all dead entries from the beginning.
 --
 -- The ids are collected first and updated by `= any(array)`: a locking subquery that is joined may
 -- be run again by a nested loop, and then claims more than its limit. The settings keep the planner

@@ -8,7 +8,14 @@ import pytest
 
 from pgtasks.options import MAX_CRASHES, WorkerOptions
 from pgtasks.worker import messages as msg
-from pgtasks.worker.ledger import FLUSH_BATCH, FLUSH_DELAY, WAIT_LIMIT, Ledger, Phase
+from pgtasks.worker.ledger import (
+    FLUSH_BATCH,
+    FLUSH_DELAY,
+    OUTCOMES_LIMIT,
+    WAIT_LIMIT,
+    Ledger,
+    Phase,
+)
 from pgtasks.worker.pace import IN_PIPE
 from tests.unit.worker_model import QUEUES, UNSTORABLE, World, claimed_row, weight
 
@@ -882,3 +889,14 @@ def test_everything_that_goes_well_is_done_once(concurrency: int):
 
     assert [kinds for kinds in world.database.ended.values() if kinds != ["succeeded"]] == []
     world.stop_and_check()
+
+
+def test_nothing_more_is_claimed_while_outcomes_pile_up():
+    worker = Worker()
+    ended = tasks(OUTCOMES_LIMIT + 2 * FLUSH_BATCH, expired=True)
+    finish = only(msg.Finish, worker.claimed(*ended))[0]
+
+    assert only(msg.Claim, worker.tell(msg.Woken(None))) == []
+
+    written = frozenset(one.held.row.id for one in finish.batch.ended)
+    assert only(msg.Claim, worker.tell(msg.Written(finish.batch, written))) != []

@@ -67,7 +67,8 @@ def test_poison_fails_alone_and_takes_no_child_down(app: App, connection: psycop
     ids = {}
     with app.worker(concurrency=1):
         for name, sql in POISON.items():
-            ids[name] = str(connection.execute(sql).fetchone()[0])
+            (id,) = connection.execute(sql).fetchone() or ()
+            ids[name] = str(id)
             app.send_task("fine")
         last = app.send_task("fine")
         assert last.get(timeout=30) == "fine"
