@@ -76,7 +76,7 @@ class Desk:
                 done = partial(self._on_reply, command, msg.IdleSet(idle))
                 self._link.submit([("set_idle", parameters)], done, now)
             case msg.Release(jobs, claims):
-                self._give_back("release_jobs", command, jobs, claims, now)
+                self._release("release_jobs", command, jobs, claims, now)
             case msg.Crash(jobs, claims):
                 for held in jobs:
                     events.emit(
@@ -87,10 +87,12 @@ class Desk:
                         attempt=held.row.attempt,
                         crashes=held.row.crashes + 1,
                     )
-                self._give_back("crash_jobs", command, jobs, claims, now)
+                self._release("crash_jobs", command, jobs, claims, now)
             case msg.ReleaseLost(known):
                 parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
-                self._link.submit([("release_lost_claims", parameters)], self._on_released, now)
+                self._link.submit(
+                    [("release_lost_claims", parameters)], self._on_lost_released, now
+                )
             case _:
                 assert_never(command)
 
@@ -149,10 +151,10 @@ class Desk:
         else:
             self._refused(command, reply)
 
-    def _on_released(self, reply: Reply) -> None:
+    def _on_lost_released(self, reply: Reply) -> None:
         if isinstance(reply, Failed):  # when it is lost, the next Connected asks again
             _tell_refused("ReleaseLost", reply)
-            self._tell(msg.Unreleased())
+            self._tell(msg.LostKept())
 
     def _refused(self, command: Question, reply: Reply) -> None:
         if isinstance(reply, Failed):
@@ -194,7 +196,7 @@ class Desk:
 
         self._link.submit([("finish_jobs", parameters)], done, now)
 
-    def _give_back(
+    def _release(
         self,
         statement: str,
         command: msg.Release | msg.Crash,
@@ -220,7 +222,7 @@ class Desk:
 
         def done(reply: Reply) -> None:
             known = isinstance(reply, list)
-            self._tell(msg.Returned(command) if known else msg.Unreturned(command))
+            self._tell(msg.Released(command) if known else msg.Unreleased(command))
 
         self._link.submit(calls, done, now)
 

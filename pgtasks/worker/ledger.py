@@ -49,17 +49,17 @@ from pgtasks.worker.messages import (
     KillChild,
     LeaseLost,
     Looked,
+    LostKept,
     Promoted,
     Refused,
     Release,
+    Released,
     ReleaseLost,
     Reported,
-    Returned,
     Send,
     Spawn,
     StopAsked,
     Unreleased,
-    Unreturned,
     Unwritten,
     Woken,
     Written,
@@ -140,10 +140,10 @@ class Ledger:
 
         self.writing = False
         self.write_after = now
-        self.returning = 0  # Release and Crash under way
+        self.releasing = 0  # Release and Crash under way
         self.must_release_lost = False
         self.release_lost_at = now
-        self.return_after = now
+        self.release_after = now
 
         self.spawning = 0
         self.spawn_after = now
@@ -172,22 +172,22 @@ class Ledger:
                 self.intake.promoted(queue, now)
             case IdleSet(idle):
                 self.intake.idle_set(idle, now)
-            case Unreleased():
+            case LostKept():
                 self.must_release_lost = True
-                self.return_after = now + WRITE_AGAIN
+                self.release_after = now + WRITE_AGAIN
             case Refused(question):
                 self.intake.refused(question, now)
             case Woken(woken):
                 self.intake.woken(woken, now)
-            case Returned(returned):
-                self.returning -= 1
-                self._leave(returned.jobs, returned.claims)
-            case Unreturned(returned):
-                self.returning -= 1
-                jobs = self.to_release if isinstance(returned, Release) else self.to_crash
-                jobs += returned.jobs
-                self._keep_ended(returned.claims)
-                self.return_after = now + WRITE_AGAIN
+            case Released(released):
+                self.releasing -= 1
+                self._leave(released.jobs, released.claims)
+            case Unreleased(command):
+                self.releasing -= 1
+                jobs = self.to_release if isinstance(command, Release) else self.to_crash
+                jobs += command.jobs
+                self._keep_ended(command.claims)
+                self.release_after = now + WRITE_AGAIN
             case ChildStarted(child):
                 self.spawning -= 1
                 self.children[child] = _Child()
@@ -292,7 +292,7 @@ class Ledger:
         if self.phase is Phase.STARTING:
             self.phase = Phase.RUNNING
         self.must_release_lost = True
-        self.return_after = now
+        self.release_after = now
         self.intake.connected(now)
 
     def _child_died(self, event: ChildDied, now: float) -> None:
@@ -376,7 +376,7 @@ class Ledger:
                 if child.pipe or overdue:  # overdue and empty: it hangs on its way out
                     yield KillChild(number)
         if self.connected:
-            yield from self._give_back(now)
+            yield from self._release(now)
             yield from self._finish(now)
         if self.phase is Phase.RUNNING:
             if now >= self.spawn_after:
@@ -389,8 +389,8 @@ class Ledger:
         elif self.phase is Phase.DRAINING:
             yield from self._drain()
 
-    def _give_back(self, now: float) -> Iterator[Command]:
-        if now < self.return_after:
+    def _release(self, now: float) -> Iterator[Command]:
+        if now < self.release_after:
             return
         if (self.must_release_lost or now >= self.release_lost_at) and not self.intake.claiming:
             self.must_release_lost = False
@@ -401,11 +401,11 @@ class Ledger:
             self.waiting.clear()
         for kind, jobs in ((Release, self.to_release), (Crash, self.to_crash)):
             if jobs:
-                self.returning += 1
+                self.releasing += 1
                 yield kind(tuple(jobs), self._ending(jobs))
                 jobs.clear()
-        if self.ended_claims and not (self.claims or self.writing or self.returning):
-            self.returning += 1
+        if self.ended_claims and not (self.claims or self.writing or self.releasing):
+            self.releasing += 1
             yield Release((), self._ending(()))
 
     def _finish(self, now: float) -> Iterator[Command]:
@@ -503,7 +503,7 @@ class Ledger:
                 or self.writing
                 or self.to_release
                 or self.to_crash
-                or self.returning
+                or self.releasing
                 or self.ended_claims
             )
             # Jobs that are being claimed right now would stay behind.
@@ -526,8 +526,8 @@ class Ledger:
                 moments.append(self.write_after)
             elif self.outcomes:
                 moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
-        if self.connected and now < self.return_after:
-            moments.append(self.return_after)
+        if self.connected and now < self.release_after:
+            moments.append(self.release_after)
         if self.phase is Phase.RUNNING:
             if self.connected:
                 moments.append(self.intake.next_wake())

@@ -111,14 +111,14 @@ class IdleSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class Released:
     """A Release or Crash was committed."""
 
     command: Release | Crash
 
 
 @dataclass(frozen=True, slots=True)
-class Unreturned:
+class Unreleased:
     """A Release or Crash was not committed, as far as is known."""
 
     command: Release | Crash
@@ -132,7 +132,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreleased:
+class LostKept:
     """A ReleaseLost was refused."""
 
 
@@ -208,10 +208,10 @@ Event = (
     | Claimed
     | Promoted
     | IdleSet
-    | Returned
-    | Unreturned
-    | Refused
+    | Released
     | Unreleased
+    | Refused
+    | LostKept
     | Written
     | Unwritten
     | Woken

@@ -633,7 +633,7 @@ $$;
 -- Gives claimed jobs of one queue back, as far as they still carry the token: unattempted, or charged a
 -- crash (those in p_crashed; their attempt counts). One whose cancel was requested ends cancelled.
 -- Returns how many.
-create function pgtasks.give_back(p_queue text, p_ids uuid[], p_tokens uuid[], p_crashed uuid[]) returns integer
+create function pgtasks.release_jobs(p_queue text, p_ids uuid[], p_tokens uuid[], p_crashed uuid[]) returns integer
 language plpgsql
 -- By `= any(array)` and hash, for the reason that finish_queue has.
 set enable_seqscan = off
@@ -705,7 +705,7 @@ begin
     for v_claim in
         select c.token, c.queue, c.job_ids from pgtasks.claim c where c.worker_id = p_worker_id order by c.token
     loop
-        v_count := v_count + pgtasks.give_back(
+        v_count := v_count + pgtasks.release_jobs(
             v_claim.queue, v_claim.job_ids,
             array_fill(v_claim.token, array[cardinality(v_claim.job_ids)]), v_running
         );

@@ -7,11 +7,11 @@ select pgtasks.finish_jobs(
 
 -- name: release_jobs
 -- Gives claimed jobs of one queue back unrun: the attempt does not count, their place in line stays.
-select pgtasks.give_back(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')
+select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')
 
 -- name: crash_jobs
 -- Makes jobs of one queue whose child died ready again and charges them a crash; the attempt counts.
-select pgtasks.give_back(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[])
+select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[])
 
 -- name: delete_claims
 -- Forgets claim batches of which nothing is left.
@@ -25,5 +25,5 @@ with lost as (
     where c.worker_id = %(worker_id)s::bigint and not c.token = any(%(known)s::uuid[])
     returning c.queue, c.token, c.job_ids
 )
-select pgtasks.give_back(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
+select pgtasks.release_jobs(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
 from lost l

@@ -56,7 +56,7 @@ with orphaned as (
     where not exists (select from pgtasks.worker w where w.id = c.worker_id)
     returning c.queue, c.token, c.job_ids
 )
-select pgtasks.give_back(o.queue, o.job_ids, array_fill(o.token, array[cardinality(o.job_ids)]), '{}')
+select pgtasks.release_jobs(o.queue, o.job_ids, array_fill(o.token, array[cardinality(o.job_ids)]), '{}')
 from orphaned o
 
 -- name: maintain_history

@@ -590,7 +590,7 @@ def test_a_refused_release_is_asked_for_again_after_a_pause():
     worker.claimed(*tasks(3))
     (release,) = only(msg.Release, worker.later(WAIT_LIMIT + 1))
 
-    at_once = worker.tell(msg.Unreturned(release))  # say, the server is read-only
+    at_once = worker.tell(msg.Unreleased(release))  # say, the server is read-only
     wake = worker.ledger.next_wake(worker.now)
     then = worker.later(wake - worker.now)
 
@@ -605,8 +605,8 @@ def test_a_claim_does_not_end_with_a_release_while_a_job_of_it_runs():
     running = sent(worker.claimed(*tasks(3)))[1]
 
     (release,) = only(msg.Release, worker.later(WAIT_LIMIT + 1))
-    (again,) = only(msg.Release, [*worker.tell(msg.Unreturned(release)), *worker.later(1.0)])
-    (finish,) = only(msg.Finish, [*worker.tell(msg.Returned(again)), *worker.ended(1, *running)])
+    (again,) = only(msg.Release, [*worker.tell(msg.Unreleased(release)), *worker.later(1.0)])
+    (finish,) = only(msg.Finish, [*worker.tell(msg.Released(again)), *worker.ended(1, *running)])
 
     assert release.claims == []
     assert again.claims == []
@@ -622,7 +622,7 @@ def test_a_claim_does_not_end_with_a_release_while_an_outcome_of_it_is_unwritten
     worker.tell(msg.StopAsked(True))
 
     (release,) = only(msg.Release, worker.tell(msg.ChildDied(1, 2, {})))
-    commands = worker.tell(msg.Unwritten(finish.batch, "again", "deadlock"), msg.Returned(release))
+    commands = worker.tell(msg.Unwritten(finish.batch, "again", "deadlock"), msg.Released(release))
     commands += worker.later(1.0)
 
     assert [held.row.seq for held in release.jobs] == [2]
@@ -660,7 +660,7 @@ def test_a_refused_release_of_lost_claims_is_asked_for_again():
     worker.tell(msg.Disconnected())
     assert only(msg.ReleaseLost, worker.tell(msg.Connected()))
 
-    commands = worker.tell(msg.Unreleased()) + worker.later(2.0)
+    commands = worker.tell(msg.LostKept()) + worker.later(2.0)
 
     assert len(only(msg.ReleaseLost, commands)) == 1
 
@@ -669,7 +669,7 @@ def test_lost_claims_are_not_released_while_a_claim_is_under_way():
     worker = Worker()
     (order,) = only(msg.Claim, worker.tell(msg.Woken(QUEUES[0])))
 
-    during = worker.tell(msg.Unreleased()) + worker.later(20.0)
+    during = worker.tell(msg.LostKept()) + worker.later(20.0)
     wake = worker.ledger.next_wake(worker.now)
     after = worker.tell(msg.Claimed(order, "token", tasks(1), 0.001))
 
@@ -773,11 +773,11 @@ def test_a_worker_is_not_done_before_its_release_is_committed():
     (second,) = only(msg.Release, worker.tell(msg.ChildDied(1, 1, {})))
     assert not worker.ledger.done
 
-    commands = worker.tell(msg.Returned(release), msg.Returned(second))
+    commands = worker.tell(msg.Released(release), msg.Released(second))
     claims = [*release.claims, *second.claims]
     for last in only(msg.Release, commands):  # the claim, which ended by both
         claims += last.claims
-        worker.tell(msg.Returned(last))
+        worker.tell(msg.Released(last))
 
     assert (*release.jobs, *second.jobs)[-1] == job
     assert claims == ["token-1"]
@@ -795,7 +795,7 @@ def test_a_claim_that_is_answered_while_draining_is_given_back():
 
     (release,) = only(msg.Release, commands)
     assert len(release.jobs) == 1
-    worker.tell(msg.Returned(release))
+    worker.tell(msg.Released(release))
     assert worker.ledger.done
 
 

@@ -154,7 +154,7 @@ class Database:
         self.end_claims(batch.claims)
         return frozenset(ended.held.row.id for ended in mine)
 
-    def give_back(self, command: msg.Release | msg.Crash) -> None:
+    def release_jobs(self, command: msg.Release | msg.Crash) -> None:
         for held in command.jobs:
             if self._holds(held):
                 job = self.jobs[held.row.id]
@@ -475,8 +475,8 @@ class World:
                 except RefusedByValueError:
                     return [msg.Unwritten(batch, "value", "no such value")]
             case msg.Release() | msg.Crash():
-                database.give_back(command)
-                return [msg.Returned(command)]
+                database.release_jobs(command)
+                return [msg.Released(command)]
             case msg.ReleaseLost(known):
                 database.release_lost(known)
                 return []
@@ -488,9 +488,9 @@ class World:
             case msg.Finish(batch):
                 return [msg.Unwritten(batch, reason, "the server said no")]
             case msg.Release() | msg.Crash():
-                return [msg.Unreturned(command)]
+                return [msg.Unreleased(command)]
             case msg.ReleaseLost():  # if it is lost, the next connection asks again
-                return [] if reason == "lost" else [msg.Unreleased()]
+                return [] if reason == "lost" else [msg.LostKept()]
             case _:
                 return [msg.Refused(command)]
 
@@ -521,7 +521,7 @@ class World:
                     self._of(ended.held).place = Place.ENDED
                     if reason == "value" and len(batch.ended) == 1:
                         self._of(ended.held).kind = "refused"
-            case msg.Unreturned(command):
+            case msg.Unreleased(command):
                 back = Place.CRASHED if isinstance(command, msg.Crash) else Place.RETURNING
                 for held in command.jobs:
                     self._of(held).place = back
@@ -533,7 +533,7 @@ class World:
                 for claimed in self.claimed.values():
                     if claimed.place is Place.WAITING:
                         claimed.place = Place.RETURNING
-            case msg.Returned(command):
+            case msg.Released(command):
                 for held in command.jobs:
                     self._of(held).place = Place.GONE
             case _:

@@ -67,8 +67,9 @@ def test_poison_fails_alone_and_takes_no_child_down(app: App, connection: psycop
     ids = {}
     with app.worker(concurrency=1):
         for name, sql in POISON.items():
-            (id,) = connection.execute(sql).fetchone() or ()
-            ids[name] = str(id)
+            row = connection.execute(sql).fetchone()
+            assert row is not None
+            ids[name] = str(row[0])
             app.send_task("fine")
         last = app.send_task("fine")
         assert last.get(timeout=30) == "fine"

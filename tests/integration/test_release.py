@@ -48,15 +48,15 @@ def test_a_crash_is_charged_and_the_attempt_counts(app, echo, worker):
     assert result.job().crashes == 1
 
 
-@pytest.mark.parametrize("give_back", [SimulatedWorker.release, SimulatedWorker.crash])
+@pytest.mark.parametrize("release_jobs", [SimulatedWorker.release, SimulatedWorker.crash])
 def test_a_job_that_is_given_back_after_a_cancel_was_requested_ends_cancelled(
-    app, echo, worker, give_back
+    app, echo, worker, release_jobs
 ):
     result = group([echo.s(), echo.s()]).apply()
     held = worker.claim()
     app.cancel(result[0].id)
 
-    give_back(worker, held)
+    release_jobs(worker, held)
 
     assert [one.job().state for one in result] == [JobState.CANCELLED, JobState.READY]
     bundle = result.bundle()
