@@ -135,9 +135,8 @@ begin
         return;
     end if;
 
-    -- A claim that is lost with the server leaves the jobs ready: what it costs is a second run, and the next
-    -- finish makes it durable anyhow. So it does not wait for the disk.
-    perform set_config('synchronous_commit', 'off', true);
+    -- Durable like everything else: a claim that is lost with the server would let others run what this worker
+    -- is running, although no worker died (tests/chaos, restarts under load).
     insert into pgtasks.claim (token, worker_id, queue, job_ids)
     values (p_token, p_worker_id, p_queue, v_ids);
 
