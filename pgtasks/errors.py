@@ -17,21 +17,26 @@
     │   └── SchemaError             the schema is missing, older or newer than the code
     ├── EmbeddedError               the embedded server could not be found, started or reached
     ├── ResultTimeoutError          get() waited long enough (also a TimeoutError)
+    ├── SoftTimeLimitExceeded       raised inside a task whose soft time limit is over
     └── JobFailedError              get() on a job that did not succeed
         ├── TaskFailedError         it raised; carries type, message and the worker's traceback
         ├── JobCancelledError       it was cancelled
         ├── JobExpiredError         its time was over before a worker took it
+        ├── JobLostError            at_most_once, and its process or worker died while it may have run
+        ├── TimeLimitExceeded       it ran longer than its time limit, and was killed
         └── MaxRetriesExceededError self.retry() without an exception, and no retry left
 
 Control flow, raised inside a task, and not errors: they derive from BaseException, so that a
-task's own ``except Exception`` cannot swallow them.
+task's own ``except Exception`` cannot swallow them. The first three are for tasks to raise, the last is
+raised in them.
 
 ::
 
     BaseException
     ├── Retry                       run this job again later
     ├── Reject                      fail this job now, whatever retries are left
-    └── Ignore                      end this job as succeeded, keep no result
+    ├── Ignore                      end this job as succeeded, keep no result
+    └── Cancelled                   somebody cancelled this job: clean up, and end
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
 __all__ = [
+    "Cancelled",
     "ConfigurationError",
     "ConnectError",
     "DatabaseError",
@@ -53,6 +59,7 @@ __all__ = [
     "JobCancelledError",
     "JobExpiredError",
     "JobFailedError",
+    "JobLostError",
     "JobStateError",
     "MaxRetriesExceededError",
     "NoDsnError",
@@ -62,8 +69,10 @@ __all__ = [
     "ResultTimeoutError",
     "Retry",
     "SchemaError",
+    "SoftTimeLimitExceeded",
     "TaskExistsError",
     "TaskFailedError",
+    "TimeLimitExceeded",
     "UnknownTaskError",
 ]
 
@@ -128,6 +137,14 @@ class ResultTimeoutError(PgTasksError, TimeoutError):
     """``get(timeout=…)`` waited that long, and the job is still not finished."""
 
 
+class SoftTimeLimitExceeded(PgTasksError):  # noqa: N818 (Celery's name)
+    """The soft time limit of the job that runs here is over; raised inside the task, which may clean up.
+
+    An ordinary exception: if the task lets it go, it counts like any other, and is retried by the
+    task's own policy.
+    """
+
+
 class JobFailedError(PgTasksError):
     """A job ended without success."""
 
@@ -157,6 +174,14 @@ class JobCancelledError(JobFailedError):
 
 class JobExpiredError(JobFailedError):
     """No worker took the job before it expired."""
+
+
+class JobLostError(JobFailedError):
+    """A job of an ``at_most_once`` task may have run when its process or its worker died."""
+
+
+class TimeLimitExceeded(JobFailedError):  # noqa: N818 (Celery's name)
+    """The job ran longer than its time limit; its process was killed, or its coroutine cancelled."""
 
 
 class MaxRetriesExceededError(JobFailedError):
@@ -207,3 +232,7 @@ class Reject(BaseException):  # control flow, see above
 
 class Ignore(BaseException):  # control flow, see above
     """End this job as succeeded without a result; raise it from inside a task."""
+
+
+class Cancelled(BaseException):  # noqa: N818 (control flow, see above)
+    """Somebody cancelled the job that runs here; raised inside the task, which may clean up."""

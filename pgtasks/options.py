@@ -51,6 +51,14 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         expires: seconds after the call, after which an attempt is no longer begun.
         ignore_result: store no result.
         keep_history: False keeps nothing of a job that succeeded.
+        soft_time_limit: seconds after which `SoftTimeLimitExceeded` is raised in the task; None: the
+            worker's, else the app's.
+        time_limit: seconds after which the job is killed, and fails or is retried by its policy;
+            None: the worker's, else the app's.
+        at_most_once: never run a job again that may have run when its process died: it fails as lost.
+        transactional: the task runs in a transaction of ``current_job().connection``, and its success
+            commits with what it wrote there, or not at all.
+        log_arguments: show the arguments in the log lines of its jobs.
         origin: where its jobs come from, for people.
         bind: the function's first parameter is the task itself.
         raw: the function receives the `Job` and nothing else.
@@ -67,6 +75,11 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     ignore_result: bool = False
     keep_history: bool = True
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
+    at_most_once: bool = False
+    transactional: bool = False
+    log_arguments: bool = False
     origin: str | None = None
     bind: bool = False
     raw: bool = False
@@ -83,6 +96,9 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
             check_exception_types(option, getattr(self, option))
         if self.expires is not None:
             check_seconds("expires", self.expires, least=0)
+        check_limits(self.soft_time_limit, self.time_limit)
+        for option in ("at_most_once", "transactional", "log_arguments"):
+            check_flag(option, getattr(self, option))
         if self.bind and self.raw:
             raise ConfigurationError(
                 f"task {self.name!r} is both bind and raw: a raw task receives the job only"
@@ -107,7 +123,14 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         queues: which queues to serve; None: all that the app's tasks and routes name, and "default".
         exclude_queues: which of these not to serve.
         name: what the worker is called; %h is the host, %n its first part, %d the rest.
-        pool: "prefork" forks children; "solo" runs jobs one by one in this very process.
+        pool: "prefork" forks children; "threads" forks one that runs jobs in threads; "solo" runs
+            jobs one by one in this very process.
+        async_concurrency: how many jobs of ``async def`` tasks a child runs at once, on an event loop
+            in a thread of its own; 1: they take their turn with the others.
+        soft_time_limit: of tasks that name none, in seconds.
+        time_limit: of tasks that name none, in seconds.
+        max_tasks_per_child: after so many jobs a child is replaced.
+        max_memory_per_child: a child that ever held so many bytes is replaced after its job.
         poll_interval: the longest time between two looks for work, in seconds. Notifications make
             a worker look earlier; polling is what it relies on.
         listen: whether to use notifications at all.
@@ -125,6 +148,11 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     exclude_queues: tuple[str, ...] = ()
     name: str = "worker@%h"
     pool: str = "prefork"
+    async_concurrency: int = 1
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
+    max_tasks_per_child: int | None = None
+    max_memory_per_child: int | None = None
     poll_interval: float = 1.0
     listen: bool = True
     grace: float = 25.0
@@ -135,8 +163,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_history_for: float = 7 * 86400.0
 
     def __post_init__(self) -> None:
-        if self.pool not in ("prefork", "solo"):
-            raise ConfigurationError(f"expected pool 'prefork' or 'solo', found {self.pool!r}")
+        if self.pool not in ("prefork", "threads", "solo"):
+            raise ConfigurationError(
+                f"expected pool 'prefork', 'threads' or 'solo', found {self.pool!r}"
+            )
         check_count("concurrency", self.concurrency, most=1000)
         if self.pool == "solo" and self.concurrency != 1:
             raise ConfigurationError(
@@ -152,8 +182,23 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_seconds("beat", self.beat, least=0.1)
         check_seconds("lease", self.lease, least=2 * self.beat)
         check_seconds("keep_history_for", self.keep_history_for, least=0)
+        check_limits(self.soft_time_limit, self.time_limit)
+        check_count("async_concurrency", self.async_concurrency, most=1000)
+        for option in ("max_tasks_per_child", "max_memory_per_child"):
+            if getattr(self, option) is not None:
+                check_count(option, getattr(self, option), most=2**62)
         check_count("claim_batch", self.claim_batch, most=10_000)
         check_count("prefetch", self.prefetch, most=10_000)
+
+    @property
+    def children(self) -> int:
+        """How many processes run jobs."""
+        return 1 if self.pool == "threads" else self.concurrency
+
+    @property
+    def threads(self) -> int:
+        """How many jobs each of them runs at once, beside those of ``async def`` tasks."""
+        return self.concurrency if self.pool == "threads" else 1
 
 
 def check_queue_name(name: object) -> None:
@@ -203,6 +248,24 @@ def check_seconds(option: str, value: object, *, least: float) -> None:
         )
 
 
+def check_limits(soft: object, hard: object) -> None:
+    """Raise ConfigurationError unless these are time limits, or None, and the soft one comes first."""
+    for option, value in (("soft_time_limit", soft), ("time_limit", hard)):
+        if value is not None:
+            check_seconds(option, value, least=0.001)
+    if isinstance(soft, int | float) and isinstance(hard, int | float) and soft >= hard:
+        raise ConfigurationError(
+            f"soft_time_limit is less than time_limit, found {soft!r} and {hard!r}: "
+            "the soft one warns the task before it is killed"
+        )
+
+
+def check_flag(option: str, value: object) -> None:
+    """Raise ConfigurationError unless this is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{option} is True or False, found {value!r}")
+
+
 def check_exception_types(option: str, value: object) -> None:
     """Raise ConfigurationError unless this is a tuple of exception classes."""
     if not isinstance(value, tuple) or not all(
@@ -240,7 +303,6 @@ CELERY_IGNORED = {
     "compression": (None,),
     "typing": (True,),
     "pydantic": (True, False),
-    "acks_late": (True,),
     "acks_on_failure_or_timeout": (True,),
     "reject_on_worker_lost": (True, None),
     "send_events": (True, False),
@@ -256,6 +318,10 @@ def _translate_celery(options: dict[str, Any]) -> None:
                 raise ConfigurationError(
                     f"{option}={value!r} is not supported: expected {' or '.join(map(repr, accepted))}, or leave it out"
                 )
+    if "acks_late" in options:  # True is what always holds; False takes the job off before it runs
+        late = options.pop("acks_late")
+        check_flag("acks_late", late)
+        options.setdefault("at_most_once", not late)
     if "max_retries" in options:
         maximum = options.pop("max_retries")
         options["retries"] = FOREVER if maximum is None else maximum

@@ -21,6 +21,7 @@ from pgtasks.job import NewJob
 from pgtasks.options import (
     MANUAL_RETRIES,
     TaskOptions,
+    check_limits,
     check_priority,
     check_queue_name,
     check_retries,
@@ -398,6 +399,9 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
                 stored["retries"] = value
             case "ignore_result":
                 stored["ignore_result"] = bool(value)
+            case "soft_time_limit" | "time_limit":
+                stored[option] = seconds(option, value)
+                check_limits(stored.get("soft_time_limit"), stored.get("time_limit"))
             case "serializer" if value == "json":
                 pass
             case _:
