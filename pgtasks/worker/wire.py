@@ -2,11 +2,14 @@
 
 A frame is four bytes of length (big-endian) and so many bytes of JSON.
 
-- parent to child: ``[[serial, row], …]``: jobs in the order in which they shall run. The serial is the
-  parent's own number for a job that it holds; the row is what the claim returned, untouched: arguments
-  are opaque text until the child decodes them, so that one bad job harms no other.
+- parent to child: ``[[serial, row, note], …]``: jobs in the order in which they shall run. The serial is
+  the parent's own number for a job that it holds; the row is what the claim returned, untouched: arguments
+  are opaque text until the child decodes them, so that one bad job harms no other. The note is null, or
+  what else the child must know (`Note`).
 - child to parent: ``[[serial, kind, result, error, delay, started, stopped], …]``: outcomes. The times
-  are seconds of CLOCK_MONOTONIC, which is one clock for all processes of a machine.
+  are seconds of CLOCK_MONOTONIC, which is one clock for all processes of a machine. Beside the kinds that
+  the database knows there are three: "skipped" (not begun, as the slate said), "committed" (a transactional
+  job whose success is in the database) and "late" (a transactional job that was no longer this worker's).
 
 End of file from the parent is the order to stop after the jobs that were read; from a child it means
 that the child is gone.
@@ -27,7 +30,23 @@ HEADER = struct.Struct(">I")
 READ_SIZE = 1 << 16
 
 
-def pack_jobs(jobs: list[tuple[int, ClaimedRow]]) -> bytes:
+class Note(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What a child must know of a job beyond its row.
+
+    Attributes:
+        token: of a transactional job, whose success the child writes itself.
+        over_limit: do not run it: it ran longer than this time limit (seconds) in a child that was
+            killed for it. Say what that means for the job, by its task's policy, and call its hooks.
+    """
+
+    token: str | None = None
+    over_limit: float | None = None
+
+
+WireJob = tuple[int, ClaimedRow, Note | None]
+
+
+def pack_jobs(jobs: list[WireJob]) -> bytes:
     """Return a frame of jobs, each with its serial."""
     return frame(msgspec.json.encode(jobs))
 
@@ -37,7 +56,7 @@ def frame(body: bytes) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-_JOBS = msgspec.json.Decoder(list[tuple[int, ClaimedRow]])
+_JOBS = msgspec.json.Decoder(list[WireJob])
 
 
 class FrameReader:
@@ -59,7 +78,7 @@ class FrameReader:
             yield msgspec.json.decode(body)
 
 
-def read_jobs(fd: int) -> list[tuple[int, ClaimedRow]] | None:
+def read_jobs(fd: int) -> list[WireJob] | None:
     """Read one frame of jobs, blocking; None at the end of the file."""
     header = _read_exactly(fd, HEADER.size)
     if header is None:
