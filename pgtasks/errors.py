@@ -234,5 +234,5 @@ class Ignore(BaseException):  # control flow, see above
     """End this job as succeeded without a result; raise it from inside a task."""
 
 
-class Cancelled(BaseException):  # noqa: N818 (control flow, see above)
+class Cancelled(BaseException):
     """Somebody cancelled the job that runs here; raised inside the task, which may clean up."""

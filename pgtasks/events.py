@@ -5,9 +5,10 @@ emits; subscribers turn events into something. A subscriber names the prefixes t
 event that nobody wants costs one look-up, so that the hot path may ask before it builds the fields.
 
 Names in use
-    job.started, job.finished, job.retried, job.late, job.crashed, job.parked
-    worker.ready, worker.draining, worker.stopped, worker.reconnected, worker.disconnected, worker.rescued
-    worker.lease_lost, child.started, child.died, history.maintained, listener.failed
+    job.started, job.finished, job.retried, job.failed, job.cancelled, job.expired, job.late, job.crashed
+    worker.ready, worker.draining, worker.stopped, worker.connected, worker.disconnected, worker.refused
+    worker.rescued, worker.trust, worker.lease_lost, worker.gave_up
+    child.started, child.ended, child.died, history.maintained, listener.failed
 """
 
 from __future__ import annotations

@@ -5,4 +5,6 @@ begin;
 insert into pgtasks.migrations (version, name, min_code_version) values (1, 'create_tables', 1);
 \ir migrations/0002_create_functions.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (2, 'create_functions', 1);
+\ir migrations/0003_extend_claims.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (3, 'extend_claims', 1);
 commit;

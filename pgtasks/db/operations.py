@@ -325,7 +325,7 @@ def cancel_jobs(
     """Cancel what waits, and ask running jobs not to be retried; finished ones are left alone."""
     cancelled = yield from cancel_waiting_jobs(ids, reason)
     requested: list[str] = yield Statement(
-        name="request_cancel", parameters={"ids": sorted(ids)}, read=_first_column
+        name="request_cancel", parameters={"ids": sorted(ids), "terminate": True}, read=_first_column
     )
     answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
     answer.update(dict.fromkeys(cancelled, "cancelled"))

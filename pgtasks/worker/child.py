@@ -77,9 +77,9 @@ def run_jobs(runner: Runner, inbox: int, reporter: Reporter, slate: Slate) -> No
     """Run jobs until the parent closes the pipe."""
     monotonic = time.monotonic
     while (jobs := read_jobs(inbox)) is not None:
-        for serial, row in jobs:
-            slate.begin()
+        for serial, row, _ in jobs:
             started = monotonic()
+            slate.begin(serial, started)
             outcome = runner.run(row)
             stopped = monotonic()
             reporter.add(
@@ -100,16 +100,17 @@ def run_jobs(runner: Runner, inbox: int, reporter: Reporter, slate: Slate) -> No
         reporter.report()
 
 
-def main(app: App, hostname: str, inbox: int, outbox: int, slate: Slate, parent_pid: int) -> int:
+def main(app: App, options: object, hostname: str, inbox: int, outbox: int, slate: Slate, parent_pid: int) -> int:
     """Be a forked child: take care of signals, run jobs, clean up. Returns the exit code."""
     reporter = Reporter(outbox, slate)
     _set_signals(reporter)
     _die_with_parent(parent_pid)
     random.seed()
-    return run(app, hostname, inbox, reporter, slate)
+    return run(app, options, hostname, inbox, reporter, slate)
 
 
-def run(app: App, hostname: str, inbox: int, reporter: Reporter, slate: Slate) -> int:
+def listen_to_parent(r): pass
+def run(app: App, options, hostname: str, inbox: int, reporter: Reporter, slate: Slate) -> int:
     """Run jobs until the parent closes the pipe, between the app's hooks. Returns the exit code."""
     runner = Runner(app, hostname)
     app.child_started()

@@ -8,6 +8,7 @@ live on in the server).
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -19,8 +20,12 @@ from typing import Any, Protocol
 import orjson
 
 from pgtasks.worker.child import ASK
+from pgtasks.worker.outcome import storable
 from pgtasks.worker.slate import Slate
 from pgtasks.worker.wire import READ_SIZE, FrameReader
+
+# How much is kept of a child's stderr, in bytes: a Python stack, say, that faulthandler writes.
+LAST_LINES = 4096
 
 # What runs in a child, given its ends of the pipes; returns the exit code.
 ChildMain = Callable[[int, int, Slate], int]
@@ -35,8 +40,13 @@ class Child:
     inbox: int  # the parent writes jobs here; -1 once closed
     outbox: int  # the parent reads outcomes here; -1 at end of file
     slate: Slate
+    errors: int = (
+        -1
+    )  # the parent reads here what the child writes to stderr; -1: its own, or closed
     reader: FrameReader = field(default_factory=FrameReader)
     unsent: bytearray = field(default_factory=bytearray)
+    last_lines: bytes = b""  # the end of what it wrote to stderr
+    unwritten: bytes = b""  # of that, what our stderr has not taken yet
 
     def send(self, data: bytes) -> None:
         """Queue bytes and write what the pipe takes now."""
@@ -72,6 +82,27 @@ class Child:
             pass  # all read
         return records
 
+    def read_errors(self) -> None:
+        """Read what the child wrote to stderr, pass it on, and keep the end of it."""
+        try:
+            data = os.read(self.errors, READ_SIZE)
+        except BlockingIOError:
+            return
+        if not data:
+            os.close(self.errors)
+            self.errors = -1
+            return
+        self.last_lines = (self.last_lines + data)[-LAST_LINES:]
+        self.unwritten += data
+        self.write_errors()
+
+    def write_errors(self) -> None:
+        """Pass on what stderr takes now: whoever reads it must not hold up the parent."""
+        while self.unwritten and select.select([], [2], [], 0)[1]:
+            # A pipe that is ready takes so much without blocking.
+            sent = os.write(2, self.unwritten[: select.PIPE_BUF])
+            self.unwritten = self.unwritten[sent:]
+
     def close_inbox(self) -> None:
         """Let the child end after what it has."""
         if self.inbox >= 0:
@@ -93,6 +124,9 @@ class Child:
         if self.outbox >= 0:
             os.close(self.outbox)
             self.outbox = -1
+        if self.errors >= 0:
+            os.close(self.errors)
+            self.errors = -1
         self.slate.close()
 
 
@@ -111,33 +145,37 @@ class Pool(Protocol):
 class PreforkPool:
     """Children that are forks of this process."""
 
-    def __init__(self, main: ChildMain) -> None:
+    def __init__(self, main: ChildMain, slots: int = 1) -> None:
         self._main = main
+        self._slots = slots
         self._next = 0
         self.children: dict[int, Child] = {}
 
     def spawn(self, private: Iterable[int]) -> Child:
         """Fork a child."""
-        slate = Slate()
+        slate = Slate(self._slots)
         inbox_read, inbox = os.pipe()
         outbox, outbox_write = os.pipe()
+        errors, errors_write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
+            os.dup2(errors_write, 2)
+            os.close(errors_write)
             _be_child(
                 self._main,
                 inbox_read,
                 outbox_write,
                 slate,
-                [inbox, outbox, *private, *self._descriptors()],
+                [inbox, outbox, errors, *private, *self._descriptors()],
             )
-        os.close(inbox_read)
-        os.close(outbox_write)
-        os.set_blocking(inbox, False)
-        os.set_blocking(outbox, False)
+        for fd in (inbox_read, outbox_write, errors_write):
+            os.close(fd)
+        for fd in (inbox, outbox, errors):
+            os.set_blocking(fd, False)
         self._next += 1
-        child = self.children[self._next] = Child(self._next, pid, inbox, outbox, slate)
+        child = self.children[self._next] = Child(self._next, pid, inbox, outbox, slate, errors)
         return child
 
     def reap(self) -> list[tuple[Child, list[list[Any]], dict[str, Any]]]:
@@ -151,13 +189,18 @@ class PreforkPool:
             while child.outbox >= 0 and (more := child.read()):
                 records += more
             records += orjson.loads(child.slate.unreported())
-            gone.append((child, records, _cause(child.pid, status, usage.ru_maxrss)))
+            if child.errors >= 0:
+                child.read_errors()
+            gone.append((child, records, _cause(child, status, usage.ru_maxrss)))
             del self.children[child.number]
         return gone
 
     def _descriptors(self) -> list[int]:
         return [
-            fd for child in self.children.values() for fd in (child.inbox, child.outbox) if fd >= 0
+            fd
+            for child in self.children.values()
+            for fd in (child.inbox, child.outbox, child.errors)
+            if fd >= 0
         ]
 
 
@@ -167,8 +210,9 @@ class SoloPool:
     So a job may be stopped at in a debugger, and the lease is renewed meanwhile.
     """
 
-    def __init__(self, main: ChildMain) -> None:
+    def __init__(self, main: ChildMain, slots: int = 1) -> None:
         self._main = main
+        self._slots = slots
         self.children: dict[int, Child] = {}
         self._started = threading.Event()
         self._ended = threading.Event()
@@ -176,7 +220,7 @@ class SoloPool:
 
     def spawn(self, private: Iterable[int]) -> Child:
         """Hand the pipes to the main thread, which waits in `run`."""
-        slate = Slate()
+        slate = Slate(self._slots)
         inbox_read, inbox = os.pipe()
         outbox, outbox_write = os.pipe()
         os.set_blocking(inbox, False)
@@ -224,20 +268,23 @@ def _be_child(
         os._exit(code)
 
 
-def _cause(pid: int, status: int, peak_kb: int) -> dict[str, Any]:
+def _cause(child: Child, status: int, peak_kb: int) -> dict[str, Any]:
     """Describe how a process ended, as an error that can be stored."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        how = f"was killed by signal {number} ({signal.Signals(number).name})"
+        names = {one.value: f" ({one.name})" for one in signal.Signals}  # real-time ones have none
+        how = f"was killed by signal {number}{names.get(number, '')}"
     else:
         how = f"exited with code {os.WEXITSTATUS(status)}"
     return {
         "type": "pgtasks.Crash",
-        "message": f"the child process {pid} {how}; its peak memory was {peak_kb // 1024} MB",
+        "message": f"the child process {child.pid} {how}; its peak memory was {peak_kb // 1024} MB",
         "traceback": "",
         "args": None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
         "exit_code": None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status),
+        "peak_memory": peak_kb * 1024,
+        "stderr": storable(child.last_lines.decode("utf-8", "replace")),
     }
 
 

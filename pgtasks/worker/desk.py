@@ -30,6 +30,8 @@ DatabaseCommand = (
     | msg.Release
     | msg.Crash
     | msg.ReleaseLost
+    | msg.Settle
+    | msg.Tell
 )
 Question = msg.Look | msg.Claim | msg.Promote | msg.SetIdle
 
@@ -40,7 +42,8 @@ class Desk:
     Args:
         link: the work connection.
         queues: which queues the worker serves.
-        tasks: name -> whether a success is kept in the history, of every task that it can run.
+        tasks: what is known of every task that it can run.
+        lanes: what is claimed together.
         tell: takes the events.
     """
 
@@ -48,14 +51,17 @@ class Desk:
         self,
         link: Link,
         queues: Sequence[str],
-        tasks: Mapping[str, bool],
+        tasks: Mapping[str, msg.TaskFacts],
+        lanes: Sequence[msg.LaneKind],
         tell: Callable[[msg.Event], None],
     ) -> None:
         self.worker_id = 0
+        self.answered_at: float | None = None  # when a look or a claim was last answered
         self._link = link
         self._queues = list(queues)
-        self._tasks = tasks
-        self._known_tasks = text_array(sorted(tasks))
+        self._unkept = {name for name, facts in tasks.items() if not facts.keep_history}
+        self._shown = {name for name, facts in tasks.items() if facts.log_arguments}
+        self._lanes = [(text_array(lane.tasks), lane.at_most_once) for lane in lanes]
         self._tell = tell
 
     def perform(self, command: DatabaseCommand, now: float) -> None:
@@ -77,7 +83,7 @@ class Desk:
                 self._link.submit([("set_idle", parameters)], done, now)
             case msg.Release(jobs, claims):
                 self._release("release_jobs", command, jobs, claims, now)
-            case msg.Crash(jobs, claims):
+            case msg.Crash(jobs, claims, causes):
                 for held in jobs:
                     events.emit(
                         "job.crashed",
@@ -87,21 +93,27 @@ class Desk:
                         attempt=held.row.attempt,
                         crashes=held.row.crashes + 1,
                     )
-                self._release("crash_jobs", command, jobs, claims, now)
+                self._release("crash_jobs", command, jobs, claims, now, causes)
             case msg.ReleaseLost(known):
                 parameters = {"worker_id": self.worker_id, "known": plain_array(known)}
                 self._link.submit(
                     [("release_lost_claims", parameters)], self._on_lost_released, now
                 )
+            case msg.Settle():
+                self._settle(command, now)
+            case msg.Tell(ended, late):
+                self._tell_ended(ended, late)
             case _:
                 assert_never(command)
 
     def _claim(self, order: msg.Claim, now: float) -> None:
         token = str(uuid.uuid4())
+        tasks, at_most_once = self._lanes[order.lane]
 
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
-                cost = time.monotonic() - now
+                self.answered_at = time.monotonic()
+                cost = self.answered_at - now
                 self._tell(msg.Claimed(order, token, reply, cost))  # type: ignore[arg-type]
             else:
                 self._refused(order, reply)
@@ -112,7 +124,7 @@ class Desk:
                     "claim_jobs",
                     {
                         "queue": order.queue,
-                        "tasks": self._known_tasks,
+                        "tasks": tasks,
                         "high": plain_array(map(str, order.high)),
                         "low": plain_array(map(str, order.low)),
                         "after": plain_array(
@@ -121,6 +133,7 @@ class Desk:
                         "limit": order.limit,
                         "token": token,
                         "worker_id": self.worker_id,
+                        "at_most_once": at_most_once,
                     },
                 )
             ],
@@ -132,12 +145,13 @@ class Desk:
     def _look(self, command: msg.Look, now: float) -> None:
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
+                self.answered_at = time.monotonic()
                 found = {queue: (ready, due_in) for queue, ready, due_in in reply}
-                self._tell(msg.Looked(found))
+                self._tell(msg.Looked(found, command.lane))
             else:
                 self._refused(command, reply)
 
-        parameters = {"tasks": self._known_tasks, "queues": self._queues}
+        parameters = {"tasks": self._lanes[command.lane][0], "queues": self._queues}
         self._link.submit([("look", parameters)], done, now)
 
     def _on_reply(
@@ -164,7 +178,7 @@ class Desk:
     def _finish(self, batch: msg.Batch, now: float) -> None:
         ended = batch.ended
         keep = [
-            "t" if one.kind != "succeeded" or self._tasks.get(one.held.row.task, True) else "f"
+            "f" if one.kind == "succeeded" and one.held.row.task in self._unkept else "t"
             for one in ended
         ]
         parameters = {
@@ -186,7 +200,8 @@ class Desk:
             if isinstance(reply, list):
                 ids = frozenset(row[0] for row in reply)
                 self._tell(msg.Written(batch, ids))
-                _tell_written(batch, ids)
+                for one in ended:
+                    self._tell_ended(one, one.held.row.id not in ids and not batch.again)
             elif isinstance(reply, Failed):
                 _tell_refused("Finish", reply)
                 reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
@@ -203,7 +218,9 @@ class Desk:
         jobs: Sequence[msg.Held],
         claims: Sequence[str],
         now: float,
+        causes: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        cause_of = {held.serial: cause for held, cause in zip(jobs, causes, strict=False)}
         queues: dict[str, list[msg.Held]] = {}
         for held in sorted(jobs, key=lambda held: held.row.id):
             queues.setdefault(held.row.queue, []).append(held)
@@ -214,6 +231,7 @@ class Desk:
                     "queue": queue,
                     "id": plain_array(held.row.id for held in rows),
                     "token": plain_array(held.token for held in rows),
+                    "error": text_array(_json(cause_of.get(held.serial, {})) for held in rows),
                 },
             )
             for queue, rows in sorted(queues.items())
@@ -226,24 +244,32 @@ class Desk:
 
         self._link.submit(calls, done, now)
 
+    def _settle(self, command: msg.Settle, now: float) -> None:
+        """End the session of a dead child; then a row that still has our token did not commit, and will not."""
+        held = command.held
 
-def _tell_refused(what: str, reply: Failed) -> None:
-    events.emit("worker.refused", statement=what, sqlstate=reply.sqlstate, why=reply.message)
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._tell(msg.Settled(held, bool(reply)))
+            else:
+                self._tell(msg.Unsettled(command))
 
+        self._link.submit([("terminate_session", {"pid": command.session})], _nothing, now)
+        row = {"queue": held.row.queue, "id": held.row.id, "token": held.token}
+        self._link.submit([("lock_held", row)], done, now)
 
-def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
-    """Emit what became of the jobs of a batch, as far as anybody listens."""
-    for ended in batch.ended:
+    def _tell_ended(self, ended: msg.Ended, late: bool) -> None:
+        """Emit what became of a job, as far as anybody listens."""
         row = ended.held.row
-        late = row.id not in ids and not batch.again
         if late:
             name = "job.late"
         elif ended.kind == "succeeded":
             name = "job.finished"
         else:
-            name = "job.retried" if ended.kind == "retry" else "job.failed"
+            name = _EVENTS.get(ended.kind, "job.failed")
         if events.wanted(name):
             error = ended.error or {}
+            shown = row.task in self._shown
             events.emit(
                 name,
                 id=row.id,
@@ -251,12 +277,25 @@ def _tell_written(batch: msg.Batch, ids: frozenset[str]) -> None:
                 queue=row.queue,
                 attempt=row.attempt,
                 state=ended.kind,
+                args=row.args if shown else None,
+                kwargs=row.kwargs if shown else None,
                 duration=None if ended.started is None else ended.stopped - ended.started,
                 delay=ended.delay,
                 error=f"{error['type']}: {error['message']}" if error else None,
                 expected=error.get("expected"),
                 traceback=_shown_traceback(name, error),
             )
+
+
+_EVENTS = {"retry": "job.retried", "cancelled": "job.cancelled", "expired": "job.expired"}
+
+
+def _nothing(reply: Reply) -> None:
+    """Take a reply that changes nothing: a session that could not be ended goes by itself."""
+
+
+def _tell_refused(what: str, reply: Failed) -> None:
+    events.emit("worker.refused", statement=what, sqlstate=reply.sqlstate, why=reply.message)
 
 
 def _shown_traceback(name: str, error: Mapping[str, Any]) -> str | None:

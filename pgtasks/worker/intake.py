@@ -53,11 +53,13 @@ class Intake:
         poll_interval: the longest pause between two looks, in seconds.
         listen: whether to ask for NOTIFY.
         now: monotonic seconds.
+        lane: whose jobs it asks for; the first lane also promotes and listens, for all.
     """
 
     def __init__(
-        self, queues: Sequence[str], poll_interval: float, listen: bool, now: float
+        self, queues: Sequence[str], poll_interval: float, listen: bool, now: float, lane: int = 0
     ) -> None:
+        self._lane = lane
         self._queues = tuple(queues)
         self._poll_interval = poll_interval
         self._listen = listen
@@ -123,7 +125,7 @@ class Intake:
                 self._next_sweep[queue] = min(
                     self._next_sweep.get(queue, now), self._sweep_allowed.get(queue, now)
                 )
-            if due_in is None:
+            if due_in is None or self._lane:
                 self.due.pop(queue, None)
             else:
                 self.due[queue] = now + due_in
@@ -180,8 +182,8 @@ class Intake:
             yield from self._claims(want, now)
         if not self._looking and now >= self.next_look:
             self._looking = True
-            yield Look()
-        if self._listen and not self._setting_idle:
+            yield Look(self._lane)
+        if self._listen and not self._lane and not self._setting_idle:
             busy = self._busy_claims >= BUSY_CLAIMS and now - self._busy_since <= 1.0
             if not self.idle and not busy and self.poll >= IDLE_POLL and not self.hot:
                 self.idle = self._setting_idle = True
@@ -210,7 +212,7 @@ class Intake:
         """Build a claim: from the cursors and the gaps between them, or a sweep when one is due."""
         cursors = self.cursors.get(queue)
         if not cursors or now >= self._next_sweep.get(queue, 0.0):
-            return Claim(queue, limit, sweep=True)
+            return Claim(queue, limit, sweep=True, lane=self._lane)
         ranges: list[tuple[int, int, int | None]] = []
         top = HIGHEST
         for priority in sorted(cursors, reverse=True):
@@ -221,7 +223,7 @@ class Intake:
         if top >= LOWEST:
             ranges.append((top, LOWEST, None))
         high, low, after = zip(*ranges, strict=True)
-        return Claim(queue, limit, high, low, after)
+        return Claim(queue, limit, high, low, after, lane=self._lane)
 
     def _advance(self, order: Claim, rows: Sequence[ClaimedRow]) -> None:
         """Move the cursors behind what was claimed; a sweep that stopped at its limit sets them back."""

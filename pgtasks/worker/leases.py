@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pgtasks.worker.messages import Trust
+
 
 class LeaseWatch:
     """Watches the beats of other workers.
@@ -48,6 +50,12 @@ class LeaseWatch:
                 dead.append((worker, beat))
         return dead
 
+    def silent(self, seconds: float, now: float) -> list[tuple[int, int]]:
+        """Return (worker id, beat) of those whose beat was seen standing still for so long."""
+        return [
+            (worker, beat) for worker, (beat, since) in self._seen.items() if now - since >= seconds
+        ]
+
     def missed(self) -> None:
         """Take note that a poll failed."""
         self._polled_at = None
@@ -56,3 +64,31 @@ class LeaseWatch:
         """Forget workers that were rescued."""
         for worker in workers:
             self._seen.pop(worker, None)
+
+
+class OwnLease:
+    """How long the others have heard nothing of this worker, and so how far it may trust its lease.
+
+    Counted from the moment when the last confirmed beat was sent, on a clock that goes on while the machine
+    sleeps and while the process is stopped. Others condemn it no earlier than a lease after they saw that beat.
+
+    Args:
+        lease: in seconds.
+        now: seconds of such a clock.
+    """
+
+    def __init__(self, lease: float, now: float) -> None:
+        self._lease = lease
+        self.confirmed_at = now
+
+    def confirm(self, sent_at: float) -> None:
+        """Take note that a beat which was sent at this moment arrived."""
+        self.confirmed_at = max(self.confirmed_at, sent_at)
+
+    def trust(self, now: float) -> Trust:
+        """Return how far the lease may be trusted."""
+        silence = now - self.confirmed_at
+        if silence < self._lease / 2:
+            return Trust.SURE
+        # A sixth of the lease (5 s of 30 s) is left for what has to end.
+        return Trust.UNSURE if silence < self._lease * 5 / 6 else Trust.LOST

@@ -6,86 +6,97 @@ decides anything. A job that this worker claimed is, until it leaves the ledger,
     waiting ──Send──► in a child's pipe ──Reported──► outcomes ──Finish──► being written ──► gone
        │                    │ ChildDied                    ▲                      │ refused or lost
        │◄── not begun ──────┤                              └──────────────────────┘
-       └──Release           └─ begun ──Crash
+       └──Release           ├─ begun ──Crash
+                            ├─ begun, at_most_once ──► failed as lost
+                            ├─ one of several ──► a suspect: runs again, alone
+                            ├─ killed for its time limit ──► a child says what that means ──► outcomes
+                            └─ transactional ──Settle──► one of these, or gone: it had committed
 
 Promises, which the property tests drive through any order of events
     - every claimed job leaves: finished, released, or charged a crash; once, while the connection holds
     - a job is in one child at most, and never sent again after an outcome
-    - only the job that a dead child had begun is charged; if several were begun, none is, and all are
-      released (a child runs one at a time, so that does not happen yet)
-    - nothing is claimed while draining, and what had not been sent is released
+    - only the job that a dead child had begun is charged; if several were begun, none is, and each runs
+      again alone
+    - a job of an at_most_once task that may have begun never runs again
+    - nothing is claimed while draining, or while the lease cannot be trusted, and what had not been sent
+      is released
 
-`Intake` decides which queue to ask and when; `Pace` knows how long jobs take. How many are claimed ahead
-and lie in a pipe follows from that: many of microseconds, none extra of long ones.
+Its parts: `Lane`, what waits and is asked for; `Crew`, who has what; `Limits`, who must be interrupted;
+`Outbox`, what leaves and the claims that end with it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 from typing import assert_never
 
+import orjson
+
 from pgtasks.options import MAX_CRASHES, WorkerOptions
-from pgtasks.worker.intake import Intake
+from pgtasks.worker.crew import Crew, Member
+from pgtasks.worker.lanes import Lane, lane_kinds, line
+from pgtasks.worker.limits import Limits, Reason
 from pgtasks.worker.messages import (
-    Batch,
+    CancelAsked,
     ChildDied,
     ChildStarted,
+    Claim,
     Claimed,
-    ClaimedRow,
     CloseChild,
     Command,
     Connected,
-    Crash,
     Disconnected,
     Ended,
     Event,
-    Finish,
     Held,
     IdleSet,
+    Interrupt,
     KillChild,
+    LaneKind,
     LeaseLost,
+    Look,
     Looked,
     LostKept,
     Promoted,
     Refused,
-    Release,
     Released,
-    ReleaseLost,
     Reported,
+    Running,
+    Seen,
     Send,
+    Settled,
+    Skip,
     Spawn,
     StopAsked,
+    TaskFacts,
+    Tell,
+    Trust,
+    TrustChanged,
     Unreleased,
+    Unsettled,
     Unwritten,
     Woken,
     Written,
 )
-from pgtasks.worker.pace import IN_PIPE, Pace
-
-# A finish waits so long for more outcomes, while short jobs are under way.
-FLUSH_DELAY = 0.004
-FLUSH_BATCH = 500
-
-# With so many outcomes unwritten nothing more is claimed: ten full batches, some hundred milliseconds of
-# work at full speed, and a bound on memory while the server refuses to store any.
-OUTCOMES_LIMIT = 10 * FLUSH_BATCH
-
-# A finish that the server refused for a passing reason (deadlock, time-out) is tried again after this.
-WRITE_AGAIN = 0.1
+from pgtasks.worker.outbox import Cause, Outbox
 
 # If no job could be sent for so long, those that wait in the parent are given back, for others to take.
 WAIT_LIMIT = 5.0
 
-# A claim on a connection that was given up may be committed long after the next one is up, when the server
-# or the network stood still. So what was lost is looked for so often.
-RELEASE_LOST_EVERY = 10.0
-
 # A child that dies before its first job (a hook of the app raised) is followed by another after this.
 SPAWN_AGAIN = 1.0
+
+CRASH = "pgtasks.Crash"  # the type under which a crash is stored; no class
+NO_FACTS = TaskFacts()
+# Of a job that was killed for its time limit, when nobody is left to say what that means.
+SHUT_DOWN = {
+    "type": CRASH,
+    "message": "was killed at its time limit while the worker stopped",
+    "traceback": "",
+    "args": None,
+}
 
 
 class Phase(Enum):
@@ -97,17 +108,6 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
-@dataclass(slots=True)
-class _Child:
-    """What the ledger knows of one child."""
-
-    # What was sent and not reported, in order, with the seconds that each was expected to take.
-    pipe: dict[int, tuple[Held, float]] = field(default_factory=dict)
-    load: float = 0.0  # the sum of these
-    reported: int = 0  # outcomes so far
-    closing: bool = False
-
-
 class Ledger:
     """Decides what a worker does next.
 
@@ -115,35 +115,43 @@ class Ledger:
         options: the worker's.
         queues: which queues it serves.
         now: monotonic seconds.
+        tasks: what is known of the tasks that it can run.
     """
 
-    def __init__(self, options: WorkerOptions, queues: Sequence[str], now: float) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        queues: Sequence[str],
+        now: float,
+        tasks: Mapping[str, TaskFacts] | None = None,
+    ) -> None:
         self.options = options
         self.phase = Phase.STARTING
         self.connected = False
+        self.trust = Trust.SURE
 
-        self.waiting: deque[Held] = deque()
-        self.waiting_since = now
-        self.children: dict[int, _Child] = {}
-        self.outcomes: list[Ended] = []
-        self.first_outcome_at = 0.0
-        self.parts: deque[Batch] = deque()  # batches to write again, or in halves
-        # token -> jobs whose exit is not committed, as far as is known
-        self.claims: dict[str, int] = {}
-        self.ended_claims: list[str] = []  # nothing is left of them, and the database was not told
-        self.to_release: list[Held] = []
-        self.to_crash: list[Held] = []
+        self._tasks = dict(tasks or {})
+        kinds = lane_kinds(self._tasks)
+        self.lanes = [Lane(number, kind, options, queues, now) for number, kind in enumerate(kinds)]
+        self._lane_of = {name: lane for lane in self.lanes for name in lane.kind.tasks}
+        self._limited = {
+            name
+            for name, facts in self._tasks.items()
+            if facts.soft_time_limit is not None or facts.time_limit is not None
+        }
+        self.crew = Crew(options)
+        self.limits = Limits(kills=options.pool == "prefork", grace=options.grace)
+        self.outbox = Outbox(now)
         self.serial = 0
-        self.short_in_pipes = 0
-        self.pace = Pace()
-        self.intake = Intake(queues, options.poll_interval, options.listen, now)
-
-        self.writing = False
-        self.write_after = now
-        self.releasing = 0  # Release and Crash under way
-        self.must_release_lost = False
-        self.release_lost_at = now
-        self.release_after = now
+        self.suspects: list[Held] = []
+        self.over_limit: list[tuple[Held, float]] = []  # killed for their limit, not decided yet
+        self.deciding: dict[int, float] = {}  # serial -> limit, of those that a child decides about
+        self.settling: dict[int, tuple[Held, Reason | None, Running, Cause]] = {}
+        # serial -> child, of cancelled jobs in pipes: they end as cancelled if the child has not begun them.
+        self.cancelled: dict[int, int] = {}
+        self.skips_changed: set[int] = set()  # children
+        self.skip_below = 0
+        self.kill_children: list[int] = []
 
         self.spawning = 0
         self.spawn_after = now
@@ -152,6 +160,7 @@ class Ledger:
         self.late = 0
         self.finished: dict[str, int] = {}  # by task
         self.ended_by_kind: dict[str, int] = {}
+        self._tell: list[Tell] = []
 
     # Events
 
@@ -165,34 +174,44 @@ class Ledger:
             case Written():
                 self._written(event)
             case Unwritten():
-                self._unwritten(event, now)
-            case Looked(queues):
-                self.intake.looked(queues, now)
+                self.outbox.unwritten(event, now)
+            case Looked(queues, number):
+                self.lanes[number].intake.looked(queues, now)
             case Promoted(queue):
-                self.intake.promoted(queue, now)
+                self.lanes[0].intake.promoted(queue, now)
+                for lane in self.lanes[1:]:
+                    lane.intake.woken(queue, now)
             case IdleSet(idle):
-                self.intake.idle_set(idle, now)
+                self.lanes[0].intake.idle_set(idle, now)
             case LostKept():
-                self.must_release_lost = True
-                self.release_after = now + WRITE_AGAIN
+                self.outbox.lost_kept(now)
             case Refused(question):
-                self.intake.refused(question, now)
+                number = question.lane if isinstance(question, Look | Claim) else 0
+                self.lanes[number].intake.refused(question, now)
             case Woken(woken):
-                self.intake.woken(woken, now)
-            case Released(released):
-                self.releasing -= 1
-                self._leave(released.jobs, released.claims)
+                for lane in self.lanes:
+                    lane.intake.woken(woken, now)
+            case Released(command):
+                self.outbox.released(command)
             case Unreleased(command):
-                self.releasing -= 1
-                jobs = self.to_release if isinstance(command, Release) else self.to_crash
-                jobs += command.jobs
-                self._keep_ended(command.claims)
-                self.release_after = now + WRITE_AGAIN
+                self.outbox.unreleased(command, now)
+            case Seen(running):
+                self.limits.seen(running)
             case ChildStarted(child):
                 self.spawning -= 1
-                self.children[child] = _Child()
+                self.crew.add(child)
+                if self.skip_below:
+                    self.skips_changed.add(child)
             case ChildDied():
                 self._child_died(event, now)
+            case Settled(held, alive):
+                self._settled(held, alive, now)
+            case Unsettled(settle):
+                self.outbox.releasing -= 1
+                self.outbox.settle(settle.held, settle.session)
+                self.outbox.release_after = now + 0.1
+            case CancelAsked():
+                self._cancel_asked(event, now)
             case Connected():
                 self._connected(now)
             case Disconnected():
@@ -200,124 +219,199 @@ class Ledger:
             case StopAsked(at_once):
                 self._stop_asked(at_once, now)
             case LeaseLost():
-                self._lease_lost()
+                self._lease_lost(now)
+            case TrustChanged(trust):
+                self._trust_changed(trust)
             case _:
                 assert_never(event)
-
-    def _reported(self, event: Reported, now: float) -> None:
-        child = self.children[event.child]
-        if not self.outcomes:
-            self.first_outcome_at = now
-        for serial, kind, result, error, delay, started, stopped in event.records:
-            sent = child.pipe.pop(serial, None)
-            if sent is None:  # reported twice: by pipe, and on the slate of a child that died then
-                continue
-            held, expected = sent
-            child.reported += 1
-            child.load = child.load - expected if child.pipe else 0.0
-            self.short_in_pipes -= expected < IN_PIPE
-            self.pace.measure(held.row.task, stopped - started)
-            self.outcomes.append(Ended(held, kind, result, error, delay, started, stopped))
-
-    def _claimed(self, event: Claimed, now: float) -> None:
-        self.intake.claimed(event.order, event.rows, event.cost, now)
-        if event.rows:
-            self._take(event.rows, event.token, now)
-
-    def _take(self, rows: Sequence[ClaimedRow], token: str, now: float) -> None:
-        """Add claimed jobs to those that wait, in order of priority and age."""
-        self.claims[token] = len(rows)
-        if not self.waiting:
-            self.waiting_since = now
-        taken = []
-        for row in sorted(rows, key=_line):
-            self.serial += 1
-            held = Held(self.serial, row, token)
-            if row.expired:
-                self._end(Ended(held, "expired", None, None, None, None, now), now)
-            elif row.crashes >= MAX_CRASHES:
-                error = {
-                    "type": "pgtasks.Crash",
-                    "message": f"took its process down {row.crashes} times",
-                }
-                self._end(Ended(held, "quarantined", None, error, None, None, now), now)
-            else:
-                taken.append(held)
-        if taken and self.waiting and _line(self.waiting[-1].row) > _line(taken[0].row):
-            self.waiting = deque(
-                sorted(chain(self.waiting, taken), key=lambda held: _line(held.row))
-            )
-        else:
-            self.waiting.extend(taken)
-
-    def _end(self, ended: Ended, now: float) -> None:
-        if not self.outcomes:
-            self.first_outcome_at = now
-        self.outcomes.append(ended)
-
-    def _written(self, event: Written) -> None:
-        self.writing = False
-        self._leave([ended.held for ended in event.batch.ended], event.batch.claims)
-        for ended in event.batch.ended:
-            row = ended.held.row
-            if row.id in event.ids or event.batch.again:
-                self.finished[row.task] = self.finished.get(row.task, 0) + 1
-                self.ended_by_kind[ended.kind] = self.ended_by_kind.get(ended.kind, 0) + 1
-                if ended.kind == "retry":
-                    self.intake.scheduled(row.queue, ended.stopped + (ended.delay or 0.0))
-            else:
-                self.late += 1
-
-    def _unwritten(self, event: Unwritten, now: float) -> None:
-        self.writing = False
-        batch = event.batch
-        self._keep_ended(batch.claims)
-        if event.reason == "lost":
-            batch.again = True
-            self.parts.appendleft(batch)
-        elif event.reason == "again":
-            self.parts.append(batch)
-            self.write_after = now + WRITE_AGAIN
-        elif len(batch.ended) > 1:  # one of them cannot be stored: find it by halves
-            middle = len(batch.ended) // 2
-            self.parts.append(Batch(batch.ended[:middle], []))
-            self.parts.append(Batch(batch.ended[middle:], []))
-        else:
-            if batch.ended[0].kind == "failed":  # not for its own value, it seems
-                self.write_after = now + WRITE_AGAIN
-            self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], []))
 
     def _connected(self, now: float) -> None:
         self.connected = True
         if self.phase is Phase.STARTING:
             self.phase = Phase.RUNNING
-        self.must_release_lost = True
-        self.release_after = now
-        self.intake.connected(now)
+        self.outbox.connected(now)
+        for lane in self.lanes:
+            lane.intake.connected(now)
+
+    # What was claimed
+
+    def _claimed(self, event: Claimed, now: float) -> None:
+        lane = self.lanes[event.order.lane]
+        lane.intake.claimed(event.order, event.rows, event.cost, now)
+        if not event.rows:
+            return
+        self.outbox.claimed(event.token, len(event.rows))
+        taken = []
+        for row in sorted(event.rows, key=line):
+            self.serial += 1
+            held = Held(self.serial, row, event.token)
+            if row.expired:
+                self.outbox.add(Ended(held, "expired", None, None, None, None, now), now)
+            elif row.crashes >= MAX_CRASHES:
+                self.outbox.add(_quarantined(held, now), now)
+            else:
+                taken.append(held)
+        lane.take(taken, now)
+
+    # What children said
+
+    def _reported(self, event: Reported, now: float) -> None:
+        for serial, kind, result, error, delay, started, stopped in event.records:
+            held = self.crew.ended(event.child, serial)
+            if held is None:  # reported twice: by pipe, and on the slate of a child that died then
+                continue
+            lane = self._lane(held)
+            lane.in_pipes -= 1
+            cancelled = self._forget(serial)
+            if kind == "skipped":  # cancelled, or the lease was in doubt
+                if cancelled:
+                    self.outbox.add(_cancelled(held, None, now), now)
+                else:
+                    self.outbox.release([held])
+                continue
+            lane.pace.measure(held.row.task, stopped - started)
+            ended = Ended(held, kind, result, error, delay, started, stopped)
+            if kind in ("committed", "late"):
+                self._ended_by_itself(ended, late=kind == "late")
+            else:
+                self.outbox.add(ended, now)
+
+    def _ended_by_itself(self, ended: Ended, *, late: bool) -> None:
+        """Take note of a transactional job, whose child wrote the success itself."""
+        self.outbox.gone([ended.held])
+        ended = ended._replace(kind="succeeded")
+        self._tell.append(Tell(ended, late))
+        if late:
+            self.late += 1
+        else:
+            self._count(ended)
+
+    def _written(self, event: Written) -> None:
+        self.outbox.written(event)
+        for ended in event.batch.ended:
+            if ended.held.row.id in event.ids or event.batch.again:
+                self._count(ended)
+                if ended.kind == "retry":
+                    due = ended.stopped + (ended.delay or 0.0)
+                    self.lanes[0].intake.scheduled(ended.held.row.queue, due)
+            else:
+                self.late += 1
+
+    def _count(self, ended: Ended) -> None:
+        task = ended.held.row.task
+        self.finished[task] = self.finished.get(task, 0) + 1
+        self.ended_by_kind[ended.kind] = self.ended_by_kind.get(ended.kind, 0) + 1
+
+    # Children that are gone
 
     def _child_died(self, event: ChildDied, now: float) -> None:
-        child = self.children.pop(event.child, None)
-        if child is None:  # it died before it was ready
+        member = self.crew.remove(event.child)
+        if member is None:  # it died before it was ready
             self.spawning -= 1
             return
-        begun = min(max(0, event.begun - child.reported), len(child.pipe))
-        if not event.begun and event.cause.get("signal") is None:
+        slots = {one.serial: one for one in event.running if one.serial in member}
+        if not slots and not member.reported and event.cause.get("signal") is None:
             self.spawn_after = now + SPAWN_AGAIN
-        self.short_in_pipes -= sum(expected < IN_PIPE for _, expected in child.pipe.values())
-        rest = [held for held, _ in child.pipe.values()]
-        running, unbegun = rest[:begun], rest[begun:]
-        if self.killing or len(running) > 1:
-            self.to_release += running
-        else:
-            for held in running:
-                if held.row.crashes + 1 >= MAX_CRASHES:
-                    self._end(Ended(held, "quarantined", None, event.cause, None, now, now), now)
+        unbegun: list[Held] = []
+        for held in member.jobs():
+            self._lane(held).in_pipes -= 1
+            limit = self.deciding.get(held.serial)
+            cancelled = self._forget(held.serial)
+            running = slots.get(held.serial)
+            if running is None:
+                if cancelled:
+                    self.outbox.add(_cancelled(held, None, now), now)
+                elif limit is not None:
+                    self.over_limit.append((held, limit))
                 else:
-                    self.to_crash.append(held)
-        if self.phase is Phase.DRAINING:
-            self.to_release += unbegun
+                    unbegun.append(held)
+                continue
+            reason = member.killed_for.get(held.serial)
+            if running.session:
+                self.settling[held.serial] = (held, reason, running, event.cause)
+                self.outbox.settle(held, running.session)
+            else:
+                self._interrupted(held, reason, member, len(slots), running, event.cause, now)
+        self._take_back(unbegun)
+
+    def _interrupted(
+        self,
+        held: Held,
+        reason: Reason | None,
+        member: Member | None,
+        several: int,
+        running: Running,
+        cause: Cause,
+        now: float,
+    ) -> None:
+        """Decide about a job that ran when its child died."""
+        facts = self._facts(held)
+        hard = self._limits_of(held)[1]
+        if reason is Reason.CANCEL:
+            self.outbox.add(_cancelled(held, running.began, now), now)
+        elif reason is Reason.LIMIT and hard is not None and not self.killing:
+            self.over_limit.append((held, hard))
+        elif facts.at_most_once:
+            self.outbox.add(_lost(held, running.began, cause, now), now)
+        elif self.killing:
+            self.outbox.release([held])
+        elif member is not None and member.killed_for:  # for another job that it ran
+            self._take_back([held])
+        elif several > 1:
+            if self.phase is Phase.DRAINING:
+                self.outbox.release([held])
+            else:
+                self.suspects.append(held)
+        elif held.row.crashes + 1 >= MAX_CRASHES:
+            ended = Ended(held, "quarantined", None, cause, None, running.began, now)
+            self.outbox.add(ended, now)
         else:
-            self.waiting.extendleft(reversed(unbegun))
+            self.outbox.crash(held, cause)
+
+    def _settled(self, held: Held, alive: bool, now: float) -> None:
+        """Go on with a transactional job whose child died, now that it is known whether it committed."""
+        self.outbox.releasing -= 1
+        _, reason, running, cause = self.settling.pop(held.serial)
+        if alive:
+            self._interrupted(held, reason, None, 1, running, cause, now)
+        else:
+            ended = Ended(held, "committed", None, None, None, running.began, now)
+            self._ended_by_itself(ended, late=False)
+
+    def _take_back(self, jobs: Sequence[Held]) -> None:
+        """Let jobs that no child has begun wait again, before all others, or go."""
+        if self.phase is Phase.DRAINING:
+            self.outbox.release(jobs)
+            return
+        for lane in self.lanes:
+            lane.take_back(held for held in jobs if self._lane(held) is lane)
+
+    # Cancel, leases, the end
+
+    def _cancel_asked(self, event: CancelAsked, now: float) -> None:
+        """Cancel what has not begun; interrupt what has, if that was asked for."""
+
+        def asked(held: Held, of: Mapping[str, frozenset[str]]) -> bool:
+            return held.row.id in of.get(held.token, ())
+
+        for lane in self.lanes:
+            hit = [held for held in lane.waiting if asked(held, event.cancel)]
+            for held in hit:
+                lane.waiting.remove(held)
+                self.outbox.add(_cancelled(held, None, now), now)
+        for held in [held for held in self.suspects if asked(held, event.cancel)]:
+            self.suspects.remove(held)
+            self.outbox.add(_cancelled(held, None, now), now)
+        for number, member in self.crew.members.items():
+            for held in member.jobs():
+                if not asked(held, event.cancel):
+                    continue
+                # Whether it has begun, the child knows: it looks before it begins one.
+                if held.serial not in self.cancelled:
+                    self.cancelled[held.serial] = number
+                    self.skips_changed.add(number)
+                if asked(held, event.interrupt):
+                    self.limits.cancel(held.serial, number, self._facts(held).asynchronous)
 
     def _stop_asked(self, at_once: bool, now: float) -> None:
         if self.phase is Phase.DRAINING or at_once:
@@ -326,190 +420,205 @@ class Ledger:
             self.phase = Phase.DRAINING
             if self.drain_deadline is None:
                 self.drain_deadline = now + self.options.grace
-            self.to_release += self.waiting
-            self.waiting.clear()
+            self._give_up_waiting()
 
-    def _lease_lost(self) -> None:
+    def _give_up_waiting(self) -> None:
+        for lane in self.lanes:
+            self.outbox.release(lane.give_up())
+        self.outbox.release(self.suspects)
+        self.suspects = []
+
+    def _lease_lost(self, now: float) -> None:
         """Forget what was not begun; what runs may end, and its finish will be refused as late."""
-        self._leave((*self.waiting, *self.to_release, *self.to_crash), ())
-        self.waiting.clear()
-        self.to_release, self.to_crash = [], []
+        waiting = chain.from_iterable(lane.give_up() for lane in self.lanes)
+        verdicts = [held for held, _ in self.over_limit]
+        self.outbox.gone((*waiting, *self.suspects, *verdicts))
+        self.suspects, self.over_limit = [], []
+        self.outbox.lease_lost()
+        self._stop_unbegun()
 
-    def _leave(self, jobs: Iterable[Held], told: Collection[str]) -> None:
-        """Let jobs go; a claim of which nothing is left has ended, and its row goes with what is said next.
+    def _trust_changed(self, trust: Trust) -> None:
+        self.trust = trust
+        if trust is Trust.LOST:
+            self._give_up_waiting()
+            self._stop_unbegun()
 
-        Args:
-            jobs: what left.
-            told: the claims whose rows went in the same transaction.
-        """
-        for held in jobs:
-            left = self.claims.get(held.token, 0) - 1
-            if left > 0:
-                self.claims[held.token] = left
-            elif self.claims.pop(held.token, None) is not None and held.token not in told:
-                self.ended_claims.append(held.token)
-
-    def _ending(self, jobs: Iterable[Held]) -> list[str]:
-        """Return the claims that end once these jobs have left, and those that ended before.
-
-        One of which anything else is held, or under way, stays: its row is the only way by which others
-        find its jobs if this worker dies.
-        """
-        leaving = Counter(held.token for held in jobs)
-        ended, self.ended_claims = self.ended_claims, []
-        return ended + [
-            token for token, count in leaving.items() if self.claims.get(token) == count
-        ]
-
-    def _keep_ended(self, claims: Iterable[str]) -> None:
-        """Take back what the database was not told."""
-        self.ended_claims += [token for token in claims if token not in self.claims]
+    def _stop_unbegun(self) -> None:
+        """Let nothing begin that lies in a pipe, and end what must not run twice."""
+        self.skip_below = self.serial + 1
+        self.skips_changed.update(self.crew.members)
+        for number, member in self.crew.members.items():
+            for held in member.jobs():
+                if self._facts(held).at_most_once and self.options.pool == "prefork":
+                    member.killed_for[held.serial] = Reason.LOST
+                    self.kill_children.append(number)
 
     # Commands
 
     def commands(self, now: float) -> Iterator[Command]:
         """Yield what is to be done now."""
-        overdue = self.drain_deadline is not None and now >= self.drain_deadline
-        if overdue or self.killing:
-            self.killing = True
-            for number, child in self.children.items():
-                if child.pipe or overdue:  # overdue and empty: it hangs on its way out
-                    yield KillChild(number)
+        yield from self._tell
+        self._tell.clear()
+        yield from self._kill(now)
+        yield from self._skip()
+        yield from self._interrupt(now)
         if self.connected:
-            yield from self._release(now)
-            yield from self._finish(now)
+            claiming = any(lane.intake.claiming for lane in self.lanes)
+            yield from self._give_back(claiming, now)
+            at_once = not self.crew.short_in_pipes or self.phase is not Phase.RUNNING
+            finish = self.outbox.finish(at_once, now)
+            if finish is not None:
+                yield finish
         if self.phase is Phase.RUNNING:
             if now >= self.spawn_after:
-                while len(self.children) + self.spawning < self.options.concurrency:
+                while len(self.crew.members) + self.spawning < self.options.children:
                     self.spawning += 1
                     yield Spawn()
-            yield from self._send(now)
-            if self.connected:
-                yield from self.intake.questions(self._want(), now)
+            if self.trust is Trust.SURE:
+                yield from self._send(now)
+                if self.connected:
+                    yield from self._ask(now)
         elif self.phase is Phase.DRAINING:
             yield from self._drain()
 
-    def _release(self, now: float) -> Iterator[Command]:
-        if now < self.release_after:
-            return
-        if (self.must_release_lost or now >= self.release_lost_at) and not self.intake.claiming:
-            self.must_release_lost = False
-            self.release_lost_at = now + RELEASE_LOST_EVERY
-            yield ReleaseLost(tuple(self.claims))
-        if self.waiting and (self.phase is Phase.DRAINING or now - self.waiting_since > WAIT_LIMIT):
-            self.to_release += self.waiting
-            self.waiting.clear()
-        for kind, jobs in ((Release, self.to_release), (Crash, self.to_crash)):
-            if jobs:
-                self.releasing += 1
-                yield kind(tuple(jobs), self._ending(jobs))
-                jobs.clear()
-        if self.ended_claims and not (self.claims or self.writing or self.releasing):
-            self.releasing += 1
-            yield Release((), self._ending(()))
+    def _kill(self, now: float) -> Iterator[Command]:
+        for number in dict.fromkeys(self.kill_children):
+            if number in self.crew.members:
+                yield KillChild(number)
+        self.kill_children.clear()
+        overdue = self.drain_deadline is not None and now >= self.drain_deadline
+        if overdue or self.killing:
+            self.killing = True
+            for number, member in self.crew.members.items():
+                if not member.empty or overdue:  # overdue and empty: it hangs on its way out
+                    yield KillChild(number)
+            for held, _ in self.over_limit:
+                self.outbox.crash(held, SHUT_DOWN)
+            self.over_limit = []
 
-    def _finish(self, now: float) -> Iterator[Command]:
-        if self.writing or now < self.write_after:
-            return
-        if self.parts:
-            self.writing = True
-            batch = self.parts.popleft()
-            batch.claims = self._ending(one.held for one in batch.ended)
-            yield Finish(batch)
-        elif self.outcomes and (
-            len(self.outcomes) >= FLUSH_BATCH
-            or not self.short_in_pipes
-            or now - self.first_outcome_at >= FLUSH_DELAY
-            or self.phase is not Phase.RUNNING
-        ):
-            ended = self.outcomes[: 2 * FLUSH_BATCH]
-            del self.outcomes[: 2 * FLUSH_BATCH]
-            self.first_outcome_at = now
-            ended.sort(key=lambda one: one.held.row.id)
-            self.writing = True
-            yield Finish(Batch(ended, self._ending(one.held for one in ended)))
+    def _skip(self) -> Iterator[Command]:
+        for number in sorted(self.skips_changed):
+            if number in self.crew.members:
+                serials = [serial for serial, child in self.cancelled.items() if child == number]
+                yield Skip(number, self.skip_below, serials)
+        self.skips_changed.clear()
+
+    def _interrupt(self, now: float) -> Iterator[Command]:
+        for verdict in self.limits.due(now):
+            member = self.crew.members.get(verdict.child)
+            if member is None or verdict.serial not in member:
+                continue
+            if verdict.order is not None:
+                yield Interrupt(verdict.child, verdict.serial, verdict.order)
+            elif verdict.reason is not None:
+                member.killed_for[verdict.serial] = verdict.reason
+                yield KillChild(verdict.child)
+
+    def _give_back(self, claiming: bool, now: float) -> Iterator[Command]:
+        for lane in self.lanes:
+            late = now - lane.waiting_since > WAIT_LIMIT
+            if lane.waiting and (self.phase is Phase.DRAINING or late):
+                self.outbox.release(lane.give_up())
+        yield from self.outbox.returns(claiming, now)
+
+    def _ask(self, now: float) -> Iterator[Command]:
+        """Ask for jobs: none before there are children, or while the database takes nothing back."""
+        blocked = not self.crew.members or self.outbox.must_release_lost or self.outbox.full
+        for lane in self.lanes:
+            free = self.crew.free(lane) if lane.kind.at_most_once else 0
+            want = 0 if blocked else lane.want(self.options.children, free)
+            yield from lane.intake.questions(want, now)
 
     def _send(self, now: float) -> Iterator[Command]:
-        """Share what waits among the children, the least loaded first."""
-        if not self.waiting:
-            return
-        ready = sorted(
-            (
-                one
-                for one in self.children.items()
-                if not one[1].closing and one[1].load < IN_PIPE / 2
-            ),
-            key=lambda one: (one[1].load, len(one[1].pipe)),
-        )
-        for position, (number, child) in enumerate(ready):
-            if not self.waiting:
+        yield from self._send_over_limit()
+        self.crew.kept = None
+        while self.suspects:
+            held = self.suspects[0]
+            number = self.crew.place_alone(held, self._lane(held))
+            if number is None:
+                break
+            del self.suspects[0]
+            yield self._sent(number, [held])
+        for lane in reversed(
+            self.lanes
+        ):  # an at_most_once job was claimed for a place that is free now
+            intake = lane.intake
+            if lane.kind.at_most_once and not lane.waiting and (intake.hot or intake.claiming):
+                self.crew.keep_free(lane)
+            for number, jobs in self.crew.place(lane):
+                lane.waiting_since = now
+                yield self._sent(number, jobs)
+
+    def _send_over_limit(self) -> Iterator[Command]:
+        """Let a child say what its time limit means for a job: its task's policy and hooks are user code."""
+        while self.over_limit:
+            held, hard = self.over_limit[0]
+            number = self.crew.place_first(held, self._lane(held))
+            if number is None:
                 return
-            share = -(-len(self.waiting) // (len(ready) - position))
-            jobs = self._fill(child, min(share, self.options.prefetch - len(child.pipe)))
-            if jobs:
-                self.waiting_since = now
-                yield Send(number, jobs)
+            del self.over_limit[0]
+            self.deciding[held.serial] = hard
+            yield Send(number, [held], hard)
 
-    def _fill(self, child: _Child, most: int) -> list[Held]:
-        jobs: list[Held] = []
-        while self.waiting and len(jobs) < max(most, 1):
-            held = self.waiting[0]
-            # One that took its process down before runs with nothing behind it.
-            expected = IN_PIPE if held.row.crashes else self.pace.expect(held.row.task)
-            alone = expected >= IN_PIPE
-            if child.pipe and (alone or child.load >= IN_PIPE or most < 1):
-                break
-            self.waiting.popleft()
-            child.pipe[held.serial] = (held, expected)
-            child.load += expected
-            jobs.append(held)
-            if alone:
-                break
-            self.short_in_pipes += 1
-        return jobs
-
-    def held_count(self) -> int:
-        """Return how many claimed jobs have no outcome yet."""
-        return len(self.waiting) + sum(len(child.pipe) for child in self.children.values())
-
-    def target(self) -> int:
-        """Return how many jobs this worker wants to hold: what runs, and what the pace says beyond."""
-        return self.options.concurrency * (1 + self.pace.ahead(self.options.prefetch))
-
-    def _want(self) -> int:
-        """Return how many jobs to claim now: half a batch or more; fewer only if nothing waits."""
-        if not self.children or self.must_release_lost:
-            return 0
-        if len(self.outcomes) >= OUTCOMES_LIMIT:  # the database takes nothing back: give it time
-            return 0
-        target = self.target()
-        want = min(target - self.held_count(), self.options.claim_batch)
-        worth_it = want >= min(target, self.options.claim_batch) // 2 or not self.waiting
-        return want if worth_it else 0
+    def _sent(self, number: int, jobs: Sequence[Held]) -> Send:
+        for held in jobs:
+            soft, hard = self._limits_of(held)
+            if soft is not None or hard is not None:
+                self.limits.watch(held.serial, number, soft, hard, self._facts(held).asynchronous)
+        return Send(number, jobs)
 
     def _drain(self) -> Iterator[Command]:
-        empty = True
-        for number, child in self.children.items():
-            empty = False
-            if not child.pipe and not child.closing:
-                child.closing = True
+        if self.over_limit:
+            yield from self._send_over_limit()
+            if self.over_limit and not self.spawning:
+                self.spawning += 1
+                yield Spawn()
+        for number, member in self.crew.members.items():
+            if member.empty and not member.closing:
+                member.closing = True
                 yield CloseChild(number)
+        # Jobs that are being claimed right now would stay behind.
+        coming = any(lane.intake.claiming or lane.waiting for lane in self.lanes)
         if (
-            empty
+            not self.crew.members
             and not self.spawning
-            and not (
-                self.outcomes
-                or self.parts
-                or self.writing
-                or self.to_release
-                or self.to_crash
-                or self.releasing
-                or self.ended_claims
-            )
-            # Jobs that are being claimed right now would stay behind.
-            and not (self.connected and (self.intake.claiming or self.waiting))
+            and not self.over_limit
+            and self.outbox.empty
+            and not (self.connected and coming)
         ):
             self.phase = Phase.STOPPED
+
+    # What is known
+
+    def _lane(self, held: Held) -> Lane:
+        return self._lane_of.get(held.row.task, self.lanes[0])
+
+    def _facts(self, held: Held) -> TaskFacts:
+        return self._tasks.get(held.row.task, NO_FACTS)
+
+    def _limits_of(self, held: Held) -> tuple[float | None, float | None]:
+        """Return the soft and the hard limit of a job: what its call said, else what its task has."""
+        row = held.row
+        said = row.options is not None and "time_limit" in row.options
+        if not said and row.task not in self._limited:
+            return None, None
+        facts = self._facts(held)
+        soft, hard = facts.soft_time_limit, facts.time_limit
+        if said and row.options is not None:
+            own = _limits_in(row.options)
+            soft, hard = own.get("soft_time_limit", soft), own.get("time_limit", hard)
+        return soft, hard
+
+    def _forget(self, serial: int) -> bool:
+        """Watch a job no longer that a child had; returns whether it was cancelled meanwhile."""
+        if self.limits.active:
+            self.limits.forget([serial])
+        if self.deciding:
+            self.deciding.pop(serial, None)
+        if serial not in self.cancelled:
+            return False
+        self.skips_changed.add(self.cancelled.pop(serial))
+        return True
 
     # For the parent
 
@@ -518,54 +627,64 @@ class Ledger:
         """Whether the worker may end."""
         return self.phase is Phase.STOPPED
 
+    @property
+    def kinds(self) -> list[LaneKind]:
+        """What the lanes are for, by number."""
+        return [lane.kind for lane in self.lanes]
+
+    def held_count(self) -> int:
+        """Return how many claimed jobs have no outcome yet."""
+        return sum(lane.held() for lane in self.lanes) + len(self.suspects) + len(self.over_limit)
+
     def next_wake(self, now: float) -> float:
         """Return the moment at which `commands` has something to do even if nothing happens."""
-        moments = [now + 1.0]
-        if self.connected and not self.writing:
-            if self.parts:
-                moments.append(self.write_after)
-            elif self.outcomes:
-                moments.append(max(self.first_outcome_at + FLUSH_DELAY, self.write_after))
-        if self.connected and now < self.release_after:
-            moments.append(self.release_after)
+        moments = [now + 1.0, self.limits.next_wake(now)]
+        if self.connected:
+            moments.append(self.outbox.next_wake(now))
         if self.phase is Phase.RUNNING:
-            if self.connected:
-                moments.append(self.intake.next_wake())
-            if len(self.children) + self.spawning < self.options.concurrency:
+            if self.connected and self.trust is Trust.SURE:
+                moments += [lane.intake.next_wake() for lane in self.lanes]
+            if len(self.crew.members) + self.spawning < self.options.children:
                 moments.append(self.spawn_after)
         if self.drain_deadline is not None and not self.killing:
             moments.append(self.drain_deadline)
         return min(moments)
 
-    def running(self, begun: Mapping[int, int]) -> list[Held]:
-        """Return the jobs that children have begun, given how many each ever began."""
-        found: list[Held] = []
-        for number, child in self.children.items():
-            count = begun.get(number, 0) - child.reported
-            if count > 0:
-                found += [held for held, _ in list(child.pipe.values())[:count]]
-        return found
-
-    def stuck(self, begun: Mapping[int, int]) -> Iterable[int]:
-        """Return the children that have outcomes to report while a job of theirs runs on."""
-        return [
-            number
-            for number, child in self.children.items()
-            if begun.get(number, 0) > child.reported + 1
-        ]
+    def running(self, slates: Mapping[int, Sequence[Running]]) -> list[Held]:
+        """Return the jobs that children run, by what their slates say."""
+        return self.crew.running(slates)
 
 
-def _line(row: ClaimedRow) -> tuple[int, int]:
-    """Order jobs as they stand in line: higher priority first, then older."""
-    return -row.priority, row.seq
+def _cancelled(held: Held, began: float | None, now: float) -> Ended:
+    return Ended(held, "cancelled", None, None, None, began, now)
 
 
-def _unstorable(ended: Ended, message: str) -> Ended:
-    """Replace an outcome that cannot be stored by a failure that says so."""
+def _quarantined(held: Held, now: float) -> Ended:
+    """End a job that crashed too often elsewhere, without running it."""
+    message = f"took its process down {held.row.crashes} times"
+    return Ended(held, "quarantined", None, {"type": CRASH, "message": message}, None, None, now)
+
+
+def _lost(held: Held, began: float, cause: Cause, now: float) -> Ended:
+    """Fail a job of an at_most_once task that may have run to any point."""
+    message = f"may have run when its process died: {cause.get('message', '')}"
     error = {
-        "type": "pgtasks.errors.EncodingError",
-        "message": f"the outcome ({ended.kind}) could not be stored: {message}"[:500],
+        "type": "pgtasks.errors.JobLostError",
+        "message": message,
         "traceback": "",
-        "args": None,
+        "args": [message],
     }
-    return ended._replace(kind="failed", result=None, error=error, delay=None)
+    return Ended(held, "failed", None, error, None, began, now)
+
+
+def _limits_in(options: str) -> dict[str, float | None]:
+    """Return the time limits in the options of a call, as far as they are any; the child refuses others."""
+    try:
+        said = orjson.loads(options)
+    except ValueError:
+        return {}
+    return {
+        name: float(said[name])
+        for name in ("soft_time_limit", "time_limit")
+        if isinstance(said, dict) and isinstance(said.get(name), int | float) and said[name] > 0
+    }

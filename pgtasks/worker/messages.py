@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
 # The ends of the range of priorities.
@@ -35,6 +36,42 @@ class ClaimedRow(NamedTuple):
     expired: bool
     attempts: str | None
     queue: str
+
+
+class TaskFacts(NamedTuple):
+    """What the parent knows of a task; limits in seconds, with the worker's and the app's defaults."""
+
+    keep_history: bool = True
+    at_most_once: bool = False
+    asynchronous: bool = False  # its jobs run on a child's event loop, many at once
+    transactional: bool = False
+    log_arguments: bool = False
+    soft_time_limit: float | None = None
+    time_limit: float | None = None
+
+
+class LaneKind(NamedTuple):
+    """Tasks whose jobs are claimed together."""
+
+    tasks: tuple[str, ...]
+    asynchronous: bool = False
+    at_most_once: bool = False
+
+
+class Order(IntEnum):
+    """What a child shall do about a job that runs."""
+
+    SOFT_LIMIT = 1  # raise SoftTimeLimitExceeded in it
+    HARD_LIMIT = 2  # cancel the coroutine, and let it fail with TimeLimitExceeded
+    CANCEL = 3  # raise Cancelled in it
+
+
+class Running(NamedTuple):
+    """A job that a child says it runs, or ran last in that slot."""
+
+    serial: int
+    began: float  # monotonic
+    session: int  # pid of the database session of a transactional job; 0: none
 
 
 class Held(NamedTuple):
@@ -84,6 +121,7 @@ class Looked:
     """What a look found: queue -> (something is ready, seconds until the next is due or None)."""
 
     queues: Mapping[str, tuple[bool, float | None]]
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +219,42 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What children run, as their slates say; told while a job has a time limit or was cancelled."""
+
+    running: Mapping[int, Sequence[Running]]
+
+
+@dataclass(frozen=True, slots=True)
 class ChildDied:
-    """A child is gone; all its reports were handled. begun: how many jobs it ever began."""
+    """A child is gone; all its reports were handled. running: what its slate says it ran."""
 
     child: int
-    begun: int
+    running: Sequence[Running]
     cause: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The answer to a `Settle`: the job is still this worker's, or it is finished."""
+
+    held: Held
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """A `Settle` came to nothing."""
+
+    command: Settle
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """Somebody cancelled jobs that this worker holds: token -> ids; those in ``interrupt`` at once."""
+
+    cancel: Mapping[str, frozenset[str]]
+    interrupt: Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +267,21 @@ class StopAsked:
 @dataclass(frozen=True, slots=True)
 class LeaseLost:
     """Others declared this worker dead: what it holds is no longer its own."""
+
+
+class Trust(Enum):
+    """How sure a worker is of its lease, by the time since its last beat that the database confirmed."""
+
+    SURE = "sure"
+    UNSURE = "unsure"  # half the lease: nothing more is claimed or handed out
+    LOST = "lost"  # nearly all of it: others may take its jobs, so what has not begun is given up
+
+
+@dataclass(frozen=True, slots=True)
+class TrustChanged:
+    """The lease is trusted more, or less, than before."""
+
+    trust: Trust
 
 
 Event = (
@@ -217,9 +300,14 @@ Event = (
     | Woken
     | ChildStarted
     | Reported
+    | Seen
     | ChildDied
+    | Settled
+    | Unsettled
+    | CancelAsked
     | StopAsked
     | LeaseLost
+    | TrustChanged
 )
 
 
@@ -228,7 +316,9 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ask which queues have something ready or due."""
+    """Ask which queues have something ready or due, of one lane."""
+
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +331,7 @@ class Claim:
     low: tuple[int, ...] = (LOWEST,)
     after: tuple[int | None, ...] = (None,)
     sweep: bool = False
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +365,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """Make jobs ready again and charge each a crash; the claims end with them."""
+    """Make jobs ready again and charge each a crash, which its cause describes; the claims end with them."""
 
     jobs: Sequence[Held]
     claims: Sequence[str]
+    causes: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +380,46 @@ class ReleaseLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Settle:
+    """End the session in which a dead child ran a transactional job, and ask whether it had committed."""
+
+    held: Held
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Say what became of a job that its child settled with the database by itself."""
+
+    ended: Ended
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
-    """Hand jobs to a child, in this order."""
+    """Hand jobs to a child, in this order; over_limit: it shall only say what that means for the job."""
 
     child: int
     jobs: Sequence[Held]
+    over_limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Leave an order for a job that a child runs."""
+
+    child: int
+    serial: int
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Let a child not begin these jobs: all up to a serial, and these others."""
+
+    child: int
+    below: int
+    serials: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +450,11 @@ Command = (
     | Release
     | Crash
     | ReleaseLost
+    | Settle
+    | Tell
     | Send
+    | Interrupt
+    | Skip
     | Spawn
     | CloseChild
     | KillChild

@@ -26,23 +26,28 @@ import psycopg
 from pgtasks import events
 from pgtasks.errors import PgTasksError
 from pgtasks.worker import messages as msg
-from pgtasks.worker.children import Child, Pool, PreforkPool
 from pgtasks.worker.desk import Desk
 from pgtasks.worker.ledger import Ledger, Phase
 from pgtasks.worker.link import Call, Link, State
-from pgtasks.worker.upkeep import Upkeep
-from pgtasks.worker.wire import pack_jobs
+from pgtasks.worker.upkeep import Upkeep, boot_time
+from pgtasks.worker.wire import Note, pack_jobs
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
+    from pgtasks.worker.children import Child, Pool
     from pgtasks.worker.host import Identity
 
 RECONNECT_FIRST = 0.1  # seconds, doubling with jitter up to…
 RECONNECT_CAP = 2.0
 # How often children are looked at that have something to report behind a long job, in seconds.
 ASK_EVERY = 0.02
+# When stderr takes no more, it is tried again after so many seconds.
+ERRORS_AGAIN = 0.02
 # After the grace period, how long a database that is away is waited for, in seconds.
 GIVE_UP_AFTER = 5.0
+
+# Where request_cancel notifies every worker.
+CANCEL_CHANNEL = "pgtasks_cancel"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 
@@ -56,7 +61,7 @@ class Parent:
         me: this process.
         conninfo: what to connect with.
         queues: which queues to serve.
-        tasks: name -> keeps history of a success, of every task it can run.
+        tasks: what is known of every task it can run.
         register: adds the worker to the database and returns its id; blocking.
         pool: what runs the jobs.
     """
@@ -69,7 +74,7 @@ class Parent:
         me: Identity,
         conninfo: str,
         queues: Sequence[str],
-        tasks: Mapping[str, bool],
+        tasks: Mapping[str, msg.TaskFacts],
         register: Callable[[], int],
         pool: Pool,
     ) -> None:
@@ -78,22 +83,31 @@ class Parent:
         self.queues = tuple(queues)
         self.pool = pool
         self.worker_id = 0
-        self.ledger = Ledger(options, queues, time.monotonic())
+        self.ledger = Ledger(options, queues, time.monotonic(), tasks)
         self._register = register
         self._events: list[msg.Event] = []
         self._selector = selectors.DefaultSelector()
         self._registered: dict[int, tuple[int, object]] = {}
         self._work = Link(conninfo)
-        self._desk = Desk(self._work, queues, tasks, self._events.append)
-        listen = [f'listen "{channel}"' for channel in _channels(queues)] if options.listen else []
-        self._watch = Link(conninfo, listen)
+        self._desk = Desk(self._work, queues, tasks, self.ledger.kinds, self._events.append)
+        self._transactional = {name for name, facts in tasks.items() if facts.transactional}
+        channels = [*_channels(queues), CANCEL_CHANNEL] if options.listen else []
+        self._watch = Link(conninfo, [f'listen "{channel}"' for channel in channels])
         self._queue_of = dict(zip(_channels(queues), queues, strict=True))
         self._retry_at = {self._work: 0.0, self._watch: 0.0}
         self._backoff = {self._work: RECONNECT_FIRST, self._watch: RECONNECT_FIRST}
         self._upkeep = Upkeep(
-            self._watch, options, me, queues, sorted(tasks), self._describe, self._on_lease_lost
+            self._watch,
+            options,
+            me,
+            queues,
+            sorted(tasks),
+            self._describe,
+            self._on_lease_lost,
+            self._on_cancelled,
         )
         self._ask_at = 0.0
+        self._asked_about: dict[int, list[int]] = {}  # child -> what it ran at the last look
         self._wake_read, self._wake_write = os.pipe()
         self._signals: list[int] = []
 
@@ -122,6 +136,9 @@ class Parent:
         """Wait, tell the ledger what happened, perform what it asks for; False when done."""
         self.wait()
         now = time.monotonic()
+        self._check_lease()
+        if self.ledger.limits.active:
+            self._events.append(msg.Seen(self._slates()))
         for event in self._events:
             self.ledger.handle(event, now)
         self._events.clear()
@@ -172,6 +189,8 @@ class Parent:
                 until = min(until, self._retry_at[link])
         if self._some_may_be_stuck():
             until = min(until, self._ask_at)
+        if any(child.unwritten for child in self.pool.children.values()):
+            until = min(until, now + ERRORS_AGAIN)
         ready = self._selector.select(max(0.0, until - now))
         now = time.monotonic()
         for key, mask in ready:
@@ -180,10 +199,15 @@ class Parent:
                 self._drain_wake_pipe()
             elif isinstance(owner, Link):
                 self._link_ready(owner, now)
+            elif key.fd == owner.errors:
+                owner.read_errors()
             elif mask & selectors.EVENT_WRITE:
                 owner.write()
             else:
                 self._child_ready(owner)
+        for child in self.pool.children.values():
+            if child.unwritten:
+                child.write_errors()
         self._reap()
         while self._signals:
             number = self._signals.pop(0)
@@ -202,6 +226,8 @@ class Parent:
                 wanted[child.outbox] = (selectors.EVENT_READ, child)
             if child.unsent and child.inbox >= 0:
                 wanted[child.inbox] = (selectors.EVENT_WRITE, child)
+            if child.errors >= 0 and not child.unwritten:
+                wanted[child.errors] = (selectors.EVENT_READ, child)
         if wanted == self._registered:
             return
         # By closing, a descriptor may have come back as another's: take all out that changed.
@@ -239,9 +265,11 @@ class Parent:
         for child, records, cause in gone:
             if records:
                 self._events.append(msg.Reported(child.number, records))
-            self._events.append(msg.ChildDied(child.number, child.slate.begun(), cause))
-            if self.ledger.phase is not Phase.DRAINING:
-                events.emit("child.died", pid=child.pid, how=cause["message"])
+            self._events.append(msg.ChildDied(child.number, child.slate.running(), cause))
+            clean = cause.get("exit_code") == 0 or self.ledger.phase is Phase.DRAINING
+            events.emit(
+                "child.ended" if clean else "child.died", pid=child.pid, how=cause["message"]
+            )
             child.close()
         if gone:
             self._refresh_selector()
@@ -266,17 +294,22 @@ class Parent:
             return
         if link.state is State.UP and before is not State.UP:
             self._backoff[link] = RECONNECT_FIRST
-            self._link_up(link)
+            self._link_up(link, now)
         if link.state is not State.UP and link.fileno() != fd:
             self._refresh_selector()
         for channel in link.notified:
-            self._events.append(msg.Woken(self._queue_of.get(channel)))
+            if channel == CANCEL_CHANNEL:
+                self._upkeep.look_for_cancels(now)
+            else:
+                self._events.append(msg.Woken(self._queue_of.get(channel)))
         link.notified.clear()
 
-    def _link_up(self, link: Link) -> None:
+    def _link_up(self, link: Link, now: float) -> None:
         if link is self._work:
             self._events.append(msg.Connected())
             events.emit("worker.connected", worker=self.name)
+        else:
+            self._upkeep.connected(now)
 
     def _link_broke(self, link: Link, why: str, now: float) -> None:
         self._refresh_selector()
@@ -296,10 +329,20 @@ class Parent:
     def perform(self, command: msg.Command, now: float) -> None:
         """Do what the ledger asks for."""
         match command:
-            case msg.Send(number, jobs):
+            case msg.Send(number, jobs, over_limit):
+                if number in self.pool.children:
+                    frame = pack_jobs(
+                        [(held.serial, held.row, self._note(held, over_limit)) for held in jobs]
+                    )
+                    self.pool.children[number].send(frame)
+            case msg.Interrupt(number, serial, order):
                 child = self.pool.children.get(number)
-                if child is not None:
-                    child.send(pack_jobs([(held.serial, held.row) for held in jobs]))
+                if child is not None and child.slate.interrupt(serial, order):
+                    child.ask()
+            case msg.Skip(number, below, serials):
+                if number in self.pool.children:
+                    self.pool.children[number].slate.skip_below(below)
+                    self.pool.children[number].slate.skip(serials)
             case msg.Spawn():
                 self._spawn()
             case msg.CloseChild(number):
@@ -311,6 +354,11 @@ class Parent:
                     self.pool.children[number].kill()
             case _:
                 self._desk.perform(command, now)
+
+    def _note(self, held: msg.Held, over_limit: float | None) -> Note | None:
+        if over_limit is not None:
+            return Note(over_limit=over_limit)
+        return Note(token=held.token) if held.row.task in self._transactional else None
 
     def _spawn(self) -> None:
         private = [
@@ -325,11 +373,12 @@ class Parent:
 
     # Beats and stuck children
 
-    def _begun(self) -> dict[int, int]:
-        return {number: child.slate.begun() for number, child in self.pool.children.items()}
+    def _slates(self) -> dict[int, list[msg.Running]]:
+        return {number: child.slate.running() for number, child in self.pool.children.items()}
 
     def _describe(self) -> tuple[str, list[str], dict[str, Any]]:
-        running = [held.row.id for held in self.ledger.running(self._begun())]
+        running = [held.row.id for held in self.ledger.running(self._slates())]
+        answered = self._desk.answered_at
         state = "draining" if self.ledger.phase is Phase.DRAINING else "running"
         stats = {
             "finished": self.ledger.finished,
@@ -337,6 +386,9 @@ class Parent:
             "late": self.ledger.late,
             "held": self.ledger.held_count(),
             "children": [child.pid for child in self.pool.children.values()],
+            # Seconds since the database last answered a look or a claim; and what counts as dead.
+            "claimed_ago": None if answered is None else round(time.monotonic() - answered, 3),
+            "lease": self.options.lease,
         }
         return state, running, stats
 
@@ -348,8 +400,24 @@ class Parent:
         self._events.append(msg.LeaseLost())
         try:
             self._set_worker_id(self._register())
+            self._upkeep.own_lease.confirm(boot_time())
         except (PgTasksError, psycopg.Error) as error:  # the next beat finds out again
             events.emit("worker.refused", statement="register", sqlstate="", why=str(error))
+
+    def _check_lease(self) -> None:
+        """Tell the ledger how far the lease may be trusted: first of all after a long stop of this process."""
+        trust = self._upkeep.own_lease.trust(boot_time())
+        if trust is not self.ledger.trust:
+            events.emit("worker.trust", worker=self.name, lease=trust.value)
+            self._events.append(msg.TrustChanged(trust))
+
+    def _on_cancelled(self, claims: Sequence[tuple[str, list[str], list[str]]]) -> None:
+        self._events.append(
+            msg.CancelAsked(
+                {token: frozenset(ids) for token, ids, _ in claims},
+                {token: frozenset(ids) for token, _, ids in claims},
+            )
+        )
 
     def _some_may_be_stuck(self) -> bool:
         return any(child.slate.has_unreported() for child in self.pool.children.values())
@@ -358,10 +426,13 @@ class Parent:
         if now < self._ask_at:
             return
         self._ask_at = now + ASK_EVERY
-        for number in self.ledger.stuck(self._begun()):
-            child = self.pool.children[number]
-            if child.slate.has_unreported() and isinstance(self.pool, PreforkPool):
-                child.ask()
+        asked_about, self._asked_about = self._asked_about, {}
+        for number, child in self.pool.children.items():
+            if child.slate.has_unreported():
+                running = [one.serial for one in child.slate.running()]
+                if asked_about.get(number) == running:  # outcomes wait behind a job that runs on
+                    child.ask()
+                self._asked_about[number] = running
 
     # The end
 

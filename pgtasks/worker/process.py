@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import setproctitle
 
@@ -24,10 +25,12 @@ from pgtasks.version import VERSION
 from pgtasks.worker import child
 from pgtasks.worker.children import PreforkPool, SoloPool
 from pgtasks.worker.host import Identity, identity
+from pgtasks.worker.messages import TaskFacts
 from pgtasks.worker.parent import Parent
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.task import Task
     from pgtasks.worker.slate import Slate
 
 
@@ -65,21 +68,45 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
 
     def run_child(inbox: int, outbox: int, slate: Slate) -> int:
         setproctitle.setproctitle(f"pgtasks: child of {name}")
-        return child.main(app, name, inbox, outbox, slate, me.pid)
+        return child.main(app, options, name, inbox, outbox, slate, me.pid)
 
     def run_solo(inbox: int, outbox: int, slate: Slate) -> int:
-        return child.run(app, name, inbox, child.Reporter(outbox, slate), slate)
+        reporter = child.Reporter(outbox, slate)
+        child.listen_to_parent(reporter)
+        return child.run(app, options, name, inbox, reporter, slate)
 
+    slots = options.threads + (options.async_concurrency if options.async_concurrency > 1 else 0)
     return Parent(
         options=options,
         name=name,
         me=me,
         conninfo=conninfo(app.dsn, application_name=f"pgtasks {name}"[:60]),
         queues=queues,
-        tasks={task.name: task.options.keep_history for task in app.tasks.values()},
+        tasks={task.name: task_facts(task, options) for task in app.tasks.values()},
         register=lambda: register(app, options, name, me, queues),
-        pool=SoloPool(run_solo) if options.pool == "solo" else PreforkPool(run_child),
+        pool=SoloPool(run_solo, slots) if options.pool == "solo" else PreforkPool(run_child, slots),
     )
+
+
+def task_facts(task: Task[..., Any], options: WorkerOptions) -> TaskFacts:
+    """Return what the parent must know of a task; limits that it does not name are the worker's, then the app's."""
+    said, app = task.options, task.app
+    soft = first_said(said.soft_time_limit, options.soft_time_limit, app.soft_time_limit)
+    hard = first_said(said.time_limit, options.time_limit, app.time_limit)
+    return TaskFacts(
+        keep_history=said.keep_history,
+        at_most_once=said.at_most_once,
+        asynchronous=options.async_concurrency > 1 and inspect.iscoroutinefunction(task.run),
+        transactional=said.transactional,
+        log_arguments=said.log_arguments,
+        soft_time_limit=soft,
+        time_limit=hard,
+    )
+
+
+def first_said(*values: float | None) -> float | None:
+    """Return the first that is not None."""
+    return next((value for value in values if value is not None), None)
 
 
 def register(

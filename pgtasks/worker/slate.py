@@ -23,8 +23,8 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Sequence
-from enum import IntEnum
-from typing import NamedTuple
+
+from pgtasks.worker.messages import Order, Running
 
 ROOM = (1 << 16) - 1024  # for outcomes, in bytes
 SKIPS = 32
@@ -40,22 +40,6 @@ _SKIP_BELOW = 8
 _SKIP_COUNT = 16
 _SKIP_LIST = 24
 _SLOTS = _SKIP_LIST + SKIPS * _WORD.size
-
-
-class Order(IntEnum):
-    """What to do about a job that runs."""
-
-    SOFT_LIMIT = 1  # raise SoftTimeLimitExceeded in it
-    HARD_LIMIT = 2  # cancel the coroutine, and let it fail with TimeLimitExceeded
-    CANCEL = 3  # raise Cancelled in it
-
-
-class Running(NamedTuple):
-    """A job that a child says it runs, or ran last in that slot."""
-
-    serial: int
-    began: float  # monotonic
-    session: int  # pid of the database session of a transactional job; 0: none
 
 
 class Slate:
@@ -127,9 +111,7 @@ class Slate:
         """Return what stands in the slots: what runs, or ran last."""
         found = []
         for slot in range(self.slots):
-            serial, began, session, _, _ = _SLOT.unpack_from(
-                self._page, _SLOTS + slot * _SLOT.size
-            )
+            serial, began, session, _, _ = _SLOT.unpack_from(self._page, _SLOTS + slot * _SLOT.size)
             if serial:
                 found.append(Running(serial, began, session))
         return found

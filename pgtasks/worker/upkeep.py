@@ -6,6 +6,7 @@ Each duty is due now and then, and correct if several workers do it at once.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,17 @@ import orjson
 
 from pgtasks import events
 from pgtasks.worker.host import Identity
-from pgtasks.worker.leases import LeaseWatch
+from pgtasks.worker.leases import LeaseWatch, OwnLease
 from pgtasks.worker.link import Call, Link, Reply, State, plain_array
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
 
 HISTORY_EVERY = 3600.0  # seconds
+# How often the others' beats are looked at, at least; and how much longer than the time between two beats one
+# may stand still before a lost session means death: a living parent is back within that.
+WATCH_EVERY = 1.0
+SESSION_GRACE = 2.0
 PARK_EVERY = 10.0
 PARK_AFTER = 60.0  # an unknown task waits so long for a worker that knows it
 PARK_LIMIT = 1000
@@ -38,6 +43,7 @@ class Upkeep:
         queues, tasks: what the worker serves and knows.
         state: returns what a beat says: the worker's state, the running ids, the statistics.
         lease_lost: called when others declared this worker dead.
+        cancelled: called with what was cancelled: token, ids, and those to interrupt; each time anew.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Upkeep:
         tasks: Sequence[str],
         state: Callable[[], tuple[str, Sequence[str], Mapping[str, Any]]],
         lease_lost: Callable[[], None],
+        cancelled: Callable[[Sequence[tuple[str, list[str], list[str]]]], None],
     ) -> None:
         self.worker_id = 0
         self._link = link
@@ -58,11 +65,16 @@ class Upkeep:
         self._tasks = tasks
         self._state = state
         self._lease_lost = lease_lost
-        self._leases = LeaseWatch(options.lease, gap=2 * options.beat + 1.0)
+        self._cancelled = cancelled
+        self._watch_every = min(WATCH_EVERY, options.beat / 2)
+        self._leases = LeaseWatch(options.lease, gap=2 * self._watch_every + 1.0)
+        self.own_lease = OwnLease(options.lease, boot_time())
+        self._locked = False  # whether this session holds the worker's advisory lock
         self._due: dict[Callable[[float], None], float] = dict.fromkeys(
             (
                 self.beat,
                 self.watch,
+                self.look_for_cancels,
                 self.maintain,
                 self.park,
                 self.unpark,
@@ -84,6 +96,13 @@ class Upkeep:
             if due <= now:
                 duty(now)
 
+    def connected(self, now: float) -> None:
+        """Begin anew on a new session: first of all say that this worker lives."""
+        self._locked = False
+        self._leases.missed()
+        for duty in (self.beat, self.watch, self.look_for_cancels):
+            self._due[duty] = now
+
     def _again(self, duty: Callable[[float], None], now: float, seconds: float) -> None:
         # A little jitter, so that workers started together do not stay in step.
         self._due[duty] = now + seconds * random.uniform(0.9, 1.0)
@@ -93,49 +112,61 @@ class Upkeep:
     def beat(self, now: float) -> None:
         """Renew the lease, and say what runs."""
         state, running, stats = self._state()
+        sent_at = boot_time()
 
         def done(reply: Reply) -> None:
-            if reply == []:
-                self._lease_lost()
+            if isinstance(reply, list):
+                if reply:
+                    self.own_lease.confirm(sent_at)
+                    self._locked = reply[0][1]
+                else:
+                    self._lease_lost()
 
         self._again(self.beat, now, self._options.beat)
-        self._submit(
-            "beat",
-            {
-                "worker_id": self.worker_id,
-                "state": state,
-                "running": plain_array(running),
-                "stats": orjson.dumps(stats),
-            },
-            done,
-            now,
-        )
+        parameters = {
+            "worker_id": self.worker_id,
+            "state": state,
+            "running": plain_array(running),
+            "stats": orjson.dumps(stats),
+            "lock": self._options.listen,  # not through a pooler, whose sessions are not ours
+            "locked": self._locked,
+        }
+        self._submit("beat", parameters, done, now)
+
+    def look_for_cancels(self, now: float) -> None:
+        """Ask what was cancelled of the jobs that this worker holds."""
+        self._again(self.look_for_cancels, now, self._options.beat)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply:
+                self._cancelled(reply)  # type: ignore[arg-type]
+
+        self._submit("list_cancels", {"worker_id": self.worker_id}, done, now)
 
     def watch(self, now: float) -> None:
         """Look whether other workers' beats move, and rescue the jobs of the dead."""
-        self._again(self.watch, now, self._options.beat)
-        started: list[str] = []
-
-        def server(reply: Reply) -> None:
-            if isinstance(reply, list):
-                started.append(reply[0][0])
+        self._again(self.watch, now, self._watch_every)
 
         def done(reply: Reply) -> None:
-            if not isinstance(reply, list) or not started:
+            if not isinstance(reply, list) or not reply:
                 self._leases.missed()
                 return
-            for worker, beat in self._verdicts(reply, started[0], now):
+            dead, silent = self._verdicts(reply, now)
+            for worker, beat in dead:
                 self._rescue(worker, beat, now)
+            for worker, beat in silent:
+                self._rescue_if_session_is_gone(worker, beat, now)
 
-        self._submit("server_started", {}, server, now)
-        self._submit("watch_workers", {"worker_id": self.worker_id}, done, now)
+        self._submit("watch_workers", {}, done, now)
 
     def _verdicts(
-        self, rows: list[tuple[Any, ...]], server: str, now: float
-    ) -> list[tuple[int, int]]:
-        beats = {row[0]: row[1] for row in rows}
-        dead = self._leases.observe(beats, server, now)
-        for worker, beat, host, boot_id, pid_namespace, pid, pid_started_at in rows:
+        self, rows: list[tuple[Any, ...]], now: float
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return who is dead, and who is if its session is gone, each with the beat that stood still."""
+        others = [row for row in rows if row[0] != self.worker_id]
+        dead = self._leases.observe({row[0]: row[1] for row in others}, rows[0][-1], now)
+        locking = set()
+        for worker, beat, locks, host, boot_id, pid_namespace, pid, pid_started_at, _ in others:
             other = Identity(
                 host=host,
                 boot_id=boot_id,
@@ -145,7 +176,18 @@ class Upkeep:
             )
             if other.is_gone(self._me) and (worker, beat) not in dead:
                 dead.append((worker, beat))
-        return dead
+            if locks:
+                locking.add(worker)
+        still = self._leases.silent(self._options.beat + SESSION_GRACE, now)
+        return dead, [one for one in still if one[0] in locking and one not in dead]
+
+    def _rescue_if_session_is_gone(self, worker: int, beat: int, now: float) -> None:
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0]:
+                self._rescue(worker, beat, now)
+
+        if self._link.state is State.UP:
+            self._submit("session_is_gone", {"worker_id": worker}, done, now)
 
     def _rescue(self, worker: int, beat: int, now: float) -> None:
         def done(reply: Reply) -> None:
@@ -205,3 +247,12 @@ class Upkeep:
 
 def _nothing(reply: Reply) -> None:
     """Take a reply that changes nothing here."""
+
+
+def boot_time() -> float:
+    """Return seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return (
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+        if hasattr(time, "CLOCK_BOOTTIME")
+        else time.monotonic()
+    )

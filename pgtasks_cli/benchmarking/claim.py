@@ -80,6 +80,7 @@ def claim(
             "limit": batch,
             "token": token,
             "worker_id": 1,
+            "at_most_once": False,
         },
         prepare=True,
     )

@@ -5,7 +5,7 @@ select
     root_id, origin, created_at, start_at, expires_at, expired, attempts, %(queue)s::text
 from pgtasks.claim_jobs(
     %(queue)s::text, %(tasks)s::text[], %(high)s::integer[], %(low)s::integer[], %(after)s::bigint[], %(limit)s::integer,
-    %(token)s::uuid, %(worker_id)s::bigint
+    %(token)s::uuid, %(worker_id)s::bigint, %(at_most_once)s::boolean
 )
 
 -- name: look

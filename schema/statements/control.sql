@@ -18,11 +18,8 @@ select (g.job).id::text, (g.job).bundle_id::text, (select count(*) from written)
 from gone g
 
 -- name: request_cancel
--- Flags running jobs: a success still counts, a retry or a rescue becomes cancelled.
-update pgtasks.job
-set cancel_requested = true
-where id = any(%(ids)s::uuid[]) and token is not null
-returning id::text
+-- Flags running jobs: a success still counts, a retry or a rescue becomes cancelled; interrupts them if `terminate`.
+select pgtasks.request_cancel(%(ids)s::uuid[], %(terminate)s::boolean)
 
 -- name: count_down
 -- Counts members out of their bundles.

@@ -11,7 +11,12 @@ select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')
 
 -- name: crash_jobs
 -- Makes jobs of one queue whose child died ready again and charges them a crash; the attempt counts.
-select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[])
+-- `error` says of each what its crash looked like.
+select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[], %(error)s::jsonb[])
+
+-- name: lock_held
+-- Waits for whoever else writes a job, and returns a row if it still carries the token.
+select 1 from pgtasks.job where queue = %(queue)s and id = %(id)s::uuid and token = %(token)s::uuid for update
 
 -- name: delete_claims
 -- Forgets claim batches of which nothing is left.

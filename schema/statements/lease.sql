@@ -20,25 +20,42 @@ set queue = excluded.queue, priority = excluded.priority, updated_at = now()
 where (task.queue, task.priority) is distinct from (excluded.queue, excluded.priority)
 
 -- name: beat
--- Renews the lease; no row comes back if another worker declared this one dead.
+-- Renews the lease; no row comes back if another worker declared this one dead. `lock`: take the session's
+-- advisory lock, so that others see at once when the session is gone; a pooler's sessions are not ours.
 update pgtasks.worker
-set beat = beat + 1, beat_at = now(), state = %(state)s, running = %(running)s::uuid[], stats = %(stats)s::jsonb
+set beat = beat + 1, beat_at = now(), state = %(state)s, running = %(running)s::uuid[], stats = %(stats)s::jsonb,
+    session_lock = %(lock)s::boolean and (
+        %(locked)s::boolean or pg_try_advisory_lock(7236413, mod(%(worker_id)s::bigint, 2147483648)::integer)
+    )
 where id = %(worker_id)s::bigint
-returning beat
+returning beat, session_lock
 
 -- name: set_idle
 -- Asks enqueuers for NOTIFY, or no longer. Losing this to a crash costs one poll interval, no more.
 update pgtasks.worker set idle = %(idle)s where id = %(worker_id)s::bigint
 
 -- name: watch_workers
--- What an observer needs for its verdict on the others.
-select id, beat, host, boot_id, pid_namespace, pid, pid_started_at
+-- What an observer needs for its verdict on the others; the last column changes when the server was restarted
+-- or failed over: then no time of silence counts. One row at least: this worker's own.
+select id, beat, session_lock, host, boot_id, pid_namespace, pid, pid_started_at, pg_postmaster_start_time()::text
 from pgtasks.worker
-where id <> %(worker_id)s::bigint
+order by id
 
--- name: server_started
--- Changes when the server was restarted or failed over: then no time of silence counts.
-select pg_postmaster_start_time()::text
+-- name: session_is_gone
+-- Whether the session that held a worker's advisory lock has ended.
+select pg_try_advisory_xact_lock(7236413, mod(%(worker_id)s::bigint, 2147483648)::integer)
+
+-- name: list_cancels
+-- What was requested of the jobs that a worker holds: cancel, and interrupt.
+select token::text, cancel_ids::text[], interrupt_ids::text[]
+from pgtasks.claim
+where worker_id = %(worker_id)s::bigint and cancel_ids <> '{}'
+
+-- name: terminate_session
+-- Ends the session of a child that died in a transaction, so that its locks go at once.
+select pg_terminate_backend(pid)
+from pg_stat_activity
+where pid = %(pid)s::integer and usename = current_user and backend_type = 'client backend'
 
 -- name: rescue_worker
 -- Makes a dead worker's jobs ready again; null if it lives after all or another rescues it.
@@ -54,9 +71,9 @@ delete from pgtasks.worker where id = %(worker_id)s::bigint
 with orphaned as (
     delete from pgtasks.claim c
     where not exists (select from pgtasks.worker w where w.id = c.worker_id)
-    returning c.queue, c.token, c.job_ids
+    returning c as claim
 )
-select pgtasks.release_jobs(o.queue, o.job_ids, array_fill(o.token, array[cardinality(o.job_ids)]), '{}')
+select pgtasks.take_back(o.claim, '{}', 'its worker died')
 from orphaned o
 
 -- name: maintain_history

@@ -176,7 +176,7 @@ async def test_a_reset_starts_a_finished_job_again_from_its_first_attempt(
     assert (job.args, job.priority, job.origin, job.options) == ([7], 3, "shop", {"retries": 2})
     assert job.created_at == before.created_at
     assert (job.started_at, job.stopped_at, job.error, job.worker_id) == (None,) * 4
-    assert [attempt.attempt for attempt in job.attempts] == [1, 3]
+    assert [attempt.attempt for attempt in job.attempts] == [1, 2, 3]
     assert job.attempts[1].error is not None
     assert len(worker.claim()) == 1
 
@@ -288,7 +288,7 @@ async def test_purge_cancels_what_waits_in_these_queues(app, echo, worker, call,
 
 
 async def test_workers_are_listed_as_they_describe_themselves(app, worker, call):
-    worker.execute("beat", worker_id=worker.id, state="draining", running=[], stats='{"jobs": 3}')
+    worker.beat(state="draining", stats='{"jobs": 3}')
 
     [info] = await call(app, "workers")
 

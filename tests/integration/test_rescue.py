@@ -24,13 +24,8 @@ def dead(connection: psycopg.Connection[Any]) -> SimulatedWorker:
 
 
 def beat(worker: SimulatedWorker, *running: Held) -> int:
-    [(count,)] = worker.execute(
-        "beat",
-        worker_id=worker.id,
-        state="running",
-        running=[one.id for one in running],
-        stats="{}",
-    )
+    count = worker.beat([one.id for one in running])
+    assert count is not None
     return count
 
 
@@ -80,10 +75,10 @@ def test_a_worker_that_wakes_up_later_finds_that_nothing_is_its_own(app, echo, w
     rescue(worker, dead, beat(dead, *jobs))
 
     late = dead.succeed(jobs, "late")
-    renewed = dead.execute("beat", worker_id=dead.id, state="running", running=[], stats="{}")
+    renewed = dead.beat()
 
     assert late == []
-    assert renewed == []
+    assert renewed is None
     assert result.job().state is JobState.READY
 
 

@@ -9,13 +9,11 @@ import pytest
 from pgtasks.options import MAX_CRASHES, WorkerOptions
 from pgtasks.worker import messages as msg
 from pgtasks.worker.ledger import (
-    FLUSH_BATCH,
-    FLUSH_DELAY,
-    OUTCOMES_LIMIT,
     WAIT_LIMIT,
     Ledger,
     Phase,
 )
+from pgtasks.worker.outbox import FLUSH_BATCH, FLUSH_DELAY, OUTCOMES_LIMIT
 from pgtasks.worker.pace import IN_PIPE
 from tests.unit.worker_model import QUEUES, UNSTORABLE, World, claimed_row, weight
 
@@ -47,9 +45,18 @@ class Worker:
         orders = [one for one in self.ledger.commands(self.now) if isinstance(one, msg.Claim)]
         order = orders[0] if orders else msg.Claim(QUEUES[0], len(rows), sweep=True)
         if not orders:
-            self.ledger.intake.claiming += 1
+            self.ledger.lanes[0].intake.claiming += 1
         self.tokens += 1
         return self.tell(msg.Claimed(order, f"token-{self.tokens}", rows, cost))
+
+    def slots(self, child: int, begun: int) -> list[msg.Running]:
+        """Return what a child's slate says if it ever began so many jobs."""
+        member = self.ledger.crew.members[child]
+        running = list(member.jobs())[: max(0, begun - member.reported)]
+        return [msg.Running(held.serial, self.now, 0) for held in running]
+
+    def death(self, child: int, begun: int, cause: dict[str, Any]) -> msg.ChildDied:
+        return msg.ChildDied(child, self.slots(child, begun), cause)
 
     def ended(
         self, child: int, *jobs: msg.Held, kind: str = "succeeded", seconds: float = 0.001
@@ -61,7 +68,7 @@ class Worker:
 
     def measure(self, seconds: float, task: str = "task") -> None:
         for _ in range(50):
-            self.ledger.pace.measure(task, seconds)
+            self.ledger.lanes[0].pace.measure(task, seconds)
 
 
 def tasks(count: int, **fields: Any) -> list[msg.ClaimedRow]:
@@ -106,7 +113,7 @@ def test_a_child_that_dies_is_replaced():
     worker = Worker(children=2)
     worker.claimed(claimed_row())
 
-    commands = worker.tell(msg.ChildDied(1, 1, {}))
+    commands = worker.tell(worker.death(1, 1, {}))
 
     assert only(msg.Spawn, commands) == [msg.Spawn()]
 
@@ -116,7 +123,7 @@ def test_children_that_die_before_their_first_job_are_replaced_calmly():
     spawned = 0
 
     for number in range(10, 60):  # five seconds of an app whose start hook raises
-        commands = worker.tell(msg.ChildDied(1 if number == 10 else number - 1, 0, {}))
+        commands = worker.tell(worker.death(1 if number == 10 else number - 1, 0, {}))
         spawned += len(only(msg.Spawn, commands))
         if only(msg.Spawn, worker.later(0.1)):
             spawned += 1
@@ -208,7 +215,7 @@ def test_a_pipe_holds_no_more_work_than_said_though_jobs_get_slower():
         worker.now += 0.002
         jobs += sent(worker.ended(1, jobs[position], seconds=0.002)).get(1, [])
 
-    assert len(worker.ledger.children[1].pipe) * 0.002 < 1.0
+    assert len(worker.ledger.crew.members[1].tracks[0].pipe) * 0.002 < 1.0
     assert len(jobs) == 400, "more was sent, though hundreds of slow jobs lay in the pipe"
 
 
@@ -239,7 +246,7 @@ def test_a_later_claim_of_higher_priority_goes_first():
     worker = Worker()
     worker.measure(1.0)
     worker.claimed(claimed_row(seq=1), claimed_row(seq=2))
-    busy = next(iter(worker.ledger.children[1].pipe.values()))[0]
+    busy = next(iter(worker.ledger.crew.members[1].tracks[0].pipe.values()))[0]
 
     worker.claimed(claimed_row(seq=7, priority=9))
     commands = worker.ended(1, busy)
@@ -295,8 +302,8 @@ def test_short_jobs_do_not_delay_outcomes_once_their_task_is_measured_as_long():
 
     worker.ended(1, *jobs, seconds=1.0)
 
-    assert worker.ledger.pace.expect("task") > IN_PIPE
-    assert worker.ledger.short_in_pipes == 0
+    assert worker.ledger.lanes[0].pace.expect("task") > IN_PIPE
+    assert worker.ledger.crew.short_in_pipes == 0
 
 
 def test_many_outcomes_are_written_without_waiting():
@@ -488,7 +495,7 @@ def test_the_job_that_a_dead_child_had_begun_is_charged_and_the_rest_goes_to_ano
     jobs = sent(worker.claimed(*tasks(6)))
     worker.ended(1, jobs[1][0])
 
-    commands = worker.tell(msg.ChildDied(1, 2, {"message": "killed"}))
+    commands = worker.tell(worker.death(1, 2, {"message": "killed"}))
 
     (crash,) = only(msg.Crash, commands)
     assert list(crash.jobs) == [jobs[1][1]]
@@ -498,7 +505,7 @@ def test_the_job_that_a_dead_child_had_begun_is_charged_and_the_rest_goes_to_ano
 def test_nobody_is_charged_for_the_death_of_an_idle_child():
     worker = Worker()
 
-    commands = worker.tell(msg.ChildDied(1, 0, {}))
+    commands = worker.tell(worker.death(1, 0, {}))
 
     assert only(msg.Crash, commands) == []
 
@@ -508,7 +515,7 @@ def test_nobody_is_charged_if_a_dead_child_had_begun_several():
     worker.measure(1e-5)
     jobs = sent(worker.claimed(*tasks(3)))[1]
 
-    commands = worker.tell(msg.ChildDied(1, 2, {}))
+    commands = worker.tell(worker.death(1, 2, {}))
 
     assert only(msg.Crash, commands) == []
     assert released(commands) == jobs[:2]
@@ -519,7 +526,7 @@ def test_nobody_is_charged_if_the_worker_killed_the_child():
     (job,) = sent(worker.claimed(claimed_row()))[1]
     assert only(msg.KillChild, worker.tell(msg.StopAsked(True)))
 
-    commands = worker.tell(msg.ChildDied(1, 1, {}))
+    commands = worker.tell(worker.death(1, 1, {}))
 
     assert only(msg.Crash, commands) == []
     assert released(commands) == [job]
@@ -530,7 +537,7 @@ def test_the_third_crash_quarantines_with_its_cause():
     (job,) = sent(worker.claimed(claimed_row(crashes=MAX_CRASHES - 1)))[1]
     cause = {"type": "pgtasks.Crash", "message": "was killed by signal 11"}
 
-    commands = worker.tell(msg.ChildDied(1, 1, cause))
+    commands = worker.tell(worker.death(1, 1, cause))
 
     assert only(msg.Crash, commands) == []
     (ended,) = only(msg.Finish, commands)[0].batch.ended
@@ -542,7 +549,7 @@ def test_what_a_dead_child_had_reported_is_not_charged():
     (job,) = sent(worker.claimed(claimed_row()))[1]
     worker.ended(1, job)
 
-    commands = worker.tell(msg.ChildDied(1, 1, {}))
+    commands = worker.tell(worker.death(1, 1, {}))
 
     assert only(msg.Crash, commands) == []
 
@@ -573,7 +580,7 @@ def test_jobs_of_a_steady_flow_are_not_given_back():
         done = flow[:5]
         commands += worker.ended(1, *done) if done else []
         flow = flow[5:]
-        if len(worker.ledger.waiting) < 50:
+        if len(worker.ledger.lanes[0].waiting) < 50:
             commands += worker.claimed(*tasks(60))
         flow += sent(commands).get(1, [])
         given_back += released(commands)
@@ -621,7 +628,7 @@ def test_a_claim_does_not_end_with_a_release_while_an_outcome_of_it_is_unwritten
     (finish,) = only(msg.Finish, worker.ended(1, *first))  # the second is sent
     worker.tell(msg.StopAsked(True))
 
-    (release,) = only(msg.Release, worker.tell(msg.ChildDied(1, 2, {})))
+    (release,) = only(msg.Release, worker.tell(worker.death(1, 2, {})))
     commands = worker.tell(msg.Unwritten(finish.batch, "again", "deadlock"), msg.Released(release))
     commands += worker.later(1.0)
 
@@ -693,7 +700,7 @@ def test_nothing_goes_to_the_database_while_it_is_away():
     worker.tell(msg.Disconnected())
 
     commands = worker.ended(1, *jobs[1])
-    commands += worker.tell(msg.ChildDied(2, 1, {}), msg.Woken(None))
+    commands += worker.tell(worker.death(2, 1, {}), msg.Woken(None))
     commands += worker.later(10.0)
 
     assert {type(one) for one in commands} <= {msg.Send, msg.Spawn}
@@ -718,7 +725,7 @@ def test_a_lost_lease_forgets_what_was_not_begun():
     commands += worker.later(WAIT_LIMIT + 1)
 
     assert released(commands) == []
-    assert not worker.ledger.waiting
+    assert not worker.ledger.lanes[0].waiting
     (finish,) = only(msg.Finish, worker.ended(1, *running))
     worker.tell(msg.Written(finish.batch, frozenset()))
     assert worker.ledger.late == 1
@@ -757,7 +764,7 @@ def test_a_worker_is_done_when_all_is_written_and_all_children_are_gone():
     (job,) = sent(worker.claimed(claimed_row()))[1]
     worker.tell(msg.StopAsked())
     (finish,) = only(msg.Finish, worker.ended(1, job))
-    worker.tell(msg.ChildDied(1, 1, {}))
+    worker.tell(worker.death(1, 1, {}))
     assert not worker.ledger.done
 
     worker.tell(msg.Written(finish.batch, frozenset([job.row.id])))
@@ -770,7 +777,7 @@ def test_a_worker_is_not_done_before_its_release_is_committed():
     worker.measure(1.0)
     (job,) = sent(worker.claimed(*tasks(2)))[1]
     (release,) = only(msg.Release, worker.tell(msg.StopAsked(True)))
-    (second,) = only(msg.Release, worker.tell(msg.ChildDied(1, 1, {})))
+    (second,) = only(msg.Release, worker.tell(worker.death(1, 1, {})))
     assert not worker.ledger.done
 
     commands = worker.tell(msg.Released(release), msg.Released(second))
@@ -788,7 +795,7 @@ def test_a_claim_that_is_answered_while_draining_is_given_back():
     worker = Worker()
     (order,) = only(msg.Claim, worker.tell(msg.Woken(QUEUES[0])))
     worker.tell(msg.StopAsked())
-    worker.tell(msg.ChildDied(1, 0, {}))
+    worker.tell(worker.death(1, 0, {}))
     assert not worker.ledger.done
 
     commands = worker.tell(msg.Claimed(order, "token", tasks(1), 0.001))
@@ -849,17 +856,9 @@ def test_running_names_what_children_have_begun():
     jobs = sent(worker.claimed(*tasks(6)))
     worker.ended(1, jobs[1][0], seconds=1e-5)
 
-    running = worker.ledger.running({1: 2, 2: 0})
+    running = worker.ledger.running({1: worker.slots(1, 2), 2: []})
 
     assert running == [jobs[1][1]]
-
-
-def test_a_child_is_stuck_if_it_began_another_job_before_it_reported():
-    worker = Worker(children=2)
-    worker.measure(1e-5)
-    worker.claimed(*tasks(6))
-
-    assert list(worker.ledger.stuck({1: 2, 2: 1})) == [1]
 
 
 # Memory

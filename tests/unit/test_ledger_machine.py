@@ -63,8 +63,8 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         if measured:
             for task, seconds in SECONDS.items():
-                self.world.ledger.pace.measure(task, seconds)
-                self.world.ledger.pace.measure("short", SECONDS["short"])
+                self.world.ledger.lanes[0].pace.measure(task, seconds)
+                self.world.ledger.lanes[0].pace.measure("short", SECONDS["short"])
         self.world.connect()
         self.world.cycle()
         self.go_on(9)
@@ -237,8 +237,8 @@ class LedgerMachine(RuleBasedStateMachine):
             world.run_until(
                 lambda: not world.database.jobs and not world.units and not world.events
             )
-            assert world.ledger.short_in_pipes == 0
-            assert all(child.load == 0 for child in world.ledger.children.values())
+            assert world.ledger.crew.short_in_pipes == 0
+            assert all(child.load == 0 for child in world.ledger.crew.members.values())
         world.stop_and_check()
         assert world.ledger.phase is ledger.Phase.STOPPED
 

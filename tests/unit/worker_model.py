@@ -329,7 +329,7 @@ class World:
         """Let a child die before it was ready."""
         self.unborn -= 1
         self._next_child += 1
-        self.events.append(msg.ChildDied(self._next_child, 0, {}))
+        self.events.append(msg.ChildDied(self._next_child, (), {}))
 
     def living(self) -> list[FakeChild]:
         return [one for one in self.children.values() if not one.dead]
@@ -358,7 +358,8 @@ class World:
         self.report(number, twice)
         child = self.children.pop(number)
         cause = {"type": "pgtasks.Crash", "message": "was killed", "traceback": "", "args": None}
-        self.events.append(msg.ChildDied(number, child.begun, cause))
+        slots = [msg.Running(held.serial, self.now, 0) for held in child.inbox[: child.begun]]
+        self.events.append(msg.ChildDied(number, slots, cause))
 
     def lose_lease(self) -> None:
         self.database.rescue()
@@ -422,7 +423,8 @@ class World:
                     self._leave(held, Place.WAITING, Place.RETURNING)
                 self.released += len(jobs)
                 self._check_tokens(claims)
-            case msg.Crash(jobs, claims):
+            case msg.Crash(jobs, claims, causes):
+                assert len(causes) == len(jobs)
                 for held in jobs:
                     self._leave(held, Place.CRASHED)
                     self.charged.append(held.row.id)
@@ -459,7 +461,7 @@ class World:
             return self._unanswered(command, "again")
         match command:
             case msg.Look():
-                return [msg.Looked(database.look(self.now))]
+                return [msg.Looked(database.look(self.now), command.lane)]
             case msg.Claim():
                 rows = database.claim(command, unit.token, locked)
                 return [msg.Claimed(command, unit.token, rows, cost)]
@@ -511,8 +513,8 @@ class World:
                     self.claimed[token, row.id] = Claimed(row, place, kind=kind)
             case msg.Reported(number, records):
                 self._note_reported(number, records)
-            case msg.ChildDied(number, begun):
-                self._note_death(number, begun)
+            case msg.ChildDied(number, slots):
+                self._note_death(number, slots)
             case msg.Written(batch):
                 for ended in batch.ended:
                     self._of(ended.held).place = Place.GONE
@@ -545,24 +547,27 @@ class World:
         return Place.WAITING if self.ledger.phase is Phase.RUNNING else Place.RETURNING
 
     def _note_reported(self, number: int, records: Iterable[Sequence[Any]]) -> None:
-        pipe = self.ledger.children[number].pipe
+        pipe = {held.serial: held for held in self.ledger.crew.members[number].jobs()}
         for serial, kind, *_ in records:
             if serial in pipe:
-                claimed = self._of(pipe[serial][0])
+                claimed = self._of(pipe.pop(serial))
                 assert claimed.child == number
                 claimed.place, claimed.kind = Place.ENDED, kind
 
-    def _note_death(self, number: int, begun: int) -> None:
-        if number not in self.ledger.children:
+    def _note_death(self, number: int, slots: Sequence[msg.Running]) -> None:
+        member = self.ledger.crew.members.get(number)
+        if member is None:
             return
-        known = self.ledger.children[number]
-        pipe = [self._of(held) for held, _ in known.pipe.values()]
-        running = pipe[: max(0, begun - known.reported)]
-        for claimed in pipe[len(running) :]:
-            claimed.place = self._unbegun
+        begun = {one.serial for one in slots}
+        running = [self._of(held) for held in member.jobs() if held.serial in begun]
+        for held in member.jobs():
+            if held.serial not in begun:
+                self._of(held).place = self._unbegun
         for claimed in running:
-            if self.ledger.killing or len(running) > 1:
+            if self.ledger.killing:
                 claimed.place = Place.RETURNING
+            elif len(running) > 1:
+                claimed.place = self._unbegun
             elif claimed.row.crashes + 1 >= MAX_CRASHES:
                 claimed.place, claimed.kind = Place.ENDED, "quarantined"
             else:

@@ -1,0 +1,233 @@
+"""The children as the ledger has them: who holds which jobs, and who gets the next. Pure.
+
+A child has a track for ordinary jobs (one place, or one for each thread) and, if it runs many coroutines at
+once, one for these. Short jobs are sent ahead, as much as fits into a moment; nothing is put behind a long
+one. A *suspect*, a job that was one of several when its child died, runs in a child that has nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pgtasks.worker.pace import IN_PIPE
+
+if TYPE_CHECKING:
+    from pgtasks.options import WorkerOptions
+    from pgtasks.worker.lanes import Lane
+    from pgtasks.worker.limits import Reason
+    from pgtasks.worker.messages import Held, Running
+
+
+@dataclass(slots=True)
+class Track:
+    """Jobs that were sent and not reported, in order, with the seconds that each was expected to take."""
+
+    places: int
+    pipe: dict[int, tuple[Held, float]] = field(default_factory=dict)
+    load: float = 0.0  # the sum of these, each counted as `IN_PIPE` at most
+
+    @property
+    def room(self) -> bool:
+        """Whether another job may be sent, if it is a short one."""
+        return len(self.pipe) < self.places or self.load < self.places * IN_PIPE / 2
+
+    @property
+    def free(self) -> int:
+        """How many jobs would begin at once."""
+        return max(0, self.places - len(self.pipe))
+
+
+@dataclass(slots=True)
+class Member:
+    """What is known of one child."""
+
+    tracks: tuple[Track, ...]
+    reported: int = 0  # outcomes so far
+    closing: bool = False
+    alone: bool = False  # with a suspect: gets nothing else until that one ended
+    served_once: bool = False  # its last job was an at_most_once one: ordinary ones have their turn
+    # serial -> why the child was, or is to be, killed for it
+    killed_for: dict[int, Reason] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has nothing to do."""
+        return not any(track.pipe for track in self.tracks)
+
+    @property
+    def load(self) -> float:
+        """How much it has to do."""
+        return sum(track.load for track in self.tracks)
+
+    def jobs(self) -> Iterator[Held]:
+        """Yield what was sent to it and not reported."""
+        for track in self.tracks:
+            for held, _ in track.pipe.values():
+                yield held
+
+    def __contains__(self, serial: int) -> bool:
+        return any(serial in track.pipe for track in self.tracks)
+
+
+class Crew:
+    """All children of a worker.
+
+    Args:
+        options: the worker's.
+    """
+
+    def __init__(self, options: WorkerOptions) -> None:
+        places = [options.threads]
+        if options.async_concurrency > 1:
+            places.append(options.async_concurrency)
+        self._places = tuple(places)
+        self._prefetch = options.prefetch
+        self.members: dict[int, Member] = {}
+        self.short_in_pipes = 0
+        self.kept: int | None = None  # nothing more is sent to it, until it is free
+
+    def add(self, number: int) -> None:
+        """Add a child that is ready."""
+        self.members[number] = Member(tuple(Track(places) for places in self._places))
+
+    def remove(self, number: int) -> Member | None:
+        """Forget a child, and return what was known of it."""
+        member = self.members.pop(number, None)
+        if member is not None:
+            self.short_in_pipes -= sum(
+                expected < IN_PIPE for track in member.tracks for _, expected in track.pipe.values()
+            )
+        return member
+
+    def ended(self, number: int, serial: int) -> Held | None:
+        """Take a job out of a child's hands; None if it was out already."""
+        member = self.members[number]
+        for track in member.tracks:
+            sent = track.pipe.pop(serial, None)
+            if sent is not None:
+                held, expected = sent
+                member.reported += 1
+                member.alone = False
+                track.load = track.load - expected if track.pipe else 0.0
+                self.short_in_pipes -= expected < IN_PIPE
+                return held
+        return None
+
+    def free(self, lane: Lane) -> int:
+        """Return how many jobs of a lane would begin at once."""
+        track = self._track(lane)
+        return sum(
+            one.tracks[track].free
+            for one in self.members.values()
+            if not one.closing and not one.alone
+        )
+
+    def running(self, slates: Mapping[int, Sequence[Running]]) -> list[Held]:
+        """Return the jobs that children run, by what their slates say."""
+        found: list[Held] = []
+        for number, slots in slates.items():
+            member = self.members.get(number)
+            if member is not None:
+                found += [
+                    track.pipe[one.serial][0]
+                    for one in slots
+                    for track in member.tracks
+                    if one.serial in track.pipe
+                ]
+        return found
+
+    # Who gets what
+
+    def place_alone(self, held: Held, lane: Lane) -> int | None:
+        """Put a suspect into a child that has nothing else, and return which; None: none is free yet."""
+        open_ones = {
+            number: one for number, one in self.members.items() if not one.closing and not one.alone
+        }
+        number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
+        if number is None:
+            return None
+        if not open_ones[number].empty:
+            self.kept = number
+            return None
+        self.kept = None
+        member = open_ones[number]
+        member.alone = True
+        self._put(member.tracks[self._track(lane)], held, IN_PIPE)
+        lane.in_pipes += 1
+        return number
+
+    def place_first(self, held: Held, lane: Lane) -> int | None:
+        """Put a job behind whatever a child has, and return which child; None: there is none."""
+        open_ones = {number: one for number, one in self.members.items() if not one.closing}
+        number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
+        if number is not None:
+            self._put(open_ones[number].tracks[self._track(lane)], held, IN_PIPE)
+            lane.in_pipes += 1
+        return number
+
+    def keep_free(self, lane: Lane) -> None:
+        """Let a child run out of jobs, for one that must not wait behind any."""
+        if self.kept is not None:
+            return
+        track = self._track(lane)
+        open_ones = {
+            number: one
+            for number, one in self.members.items()
+            if not one.closing and not one.alone and not one.served_once
+        }
+        self.kept = min(
+            open_ones, key=lambda number: open_ones[number].tracks[track].load, default=None
+        )
+
+    def place(self, lane: Lane) -> Iterator[tuple[int, list[Held]]]:
+        """Share what waits in a lane among the children, the least loaded first."""
+        at = self._track(lane)
+        ready = sorted(
+            (
+                (number, one)
+                for number, one in self.members.items()
+                if not (
+                    one.closing or one.alone or (number == self.kept and not lane.kind.at_most_once)
+                )
+                and one.tracks[at].room
+            ),
+            key=lambda entry: (entry[1].tracks[at].load, len(entry[1].tracks[at].pipe)),
+        )
+        for position, (number, member) in enumerate(ready):
+            if not lane.waiting:
+                return
+            track = member.tracks[at]
+            share = -(-len(lane.waiting) // (len(ready) - position))
+            jobs = self._fill(track, lane, min(share, self._prefetch - len(track.pipe)))
+            if jobs:
+                member.served_once = lane.kind.at_most_once
+                yield number, jobs
+
+    def _fill(self, track: Track, lane: Lane, most: int) -> list[Held]:
+        jobs: list[Held] = []
+        while lane.waiting and len(jobs) < max(most, track.free, 1):
+            held = lane.waiting[0]
+            # One that took its process down before runs with nothing behind it.
+            expected = (
+                IN_PIPE if held.row.crashes else min(lane.pace.expect(held.row.task), IN_PIPE)
+            )
+            alone = expected >= IN_PIPE or lane.kind.at_most_once
+            if not track.free and (alone or track.load >= track.places * IN_PIPE or most < 1):
+                break
+            lane.waiting.popleft()
+            self._put(track, held, expected)
+            lane.in_pipes += 1
+            jobs.append(held)
+            if alone and not track.free:
+                break
+        return jobs
+
+    def _put(self, track: Track, held: Held, expected: float) -> None:
+        track.pipe[held.serial] = (held, expected)
+        track.load += expected
+        self.short_in_pipes += expected < IN_PIPE
+
+    def _track(self, lane: Lane) -> int:
+        return 1 if lane.kind.asynchronous else 0

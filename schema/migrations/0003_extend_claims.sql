@@ -1,0 +1,309 @@
+-- Claims of at_most_once tasks, cancel requests on the way to the worker, the session lock of a parent, and
+-- what a crash looked like.
+
+alter table pgtasks.claim
+    -- Never run again: if their worker dies these jobs fail as lost.
+    add column at_most_once boolean not null default false,
+    -- Jobs of this claim whose cancel was requested, and those of them that are to be interrupted.
+    add column cancel_ids uuid[] not null default '{}',
+    add column interrupt_ids uuid[] not null default '{}';
+
+alter table pgtasks.worker
+    -- The parent's session holds the advisory lock (7236413, id): who can take it knows that the session is gone.
+    add column session_lock boolean not null default false;
+
+-- Takes up to p_limit ready jobs of one queue for a worker, and records them under the token.
+--
+-- Each range is a stretch of the claim index: one priority beyond the last seq that was claimed
+-- there (the cursor), or, with a null p_after, the gap between two such priorities. Without cursors, under a
+-- held snapshot, every claim would re-read all dead entries from the beginning.
+--
+-- The ids are collected first and updated by `= any(array)`: a locking subquery that is joined may
+-- be run again by a nested loop, and then claims more than its limit. The settings keep the planner
+-- on the claim index and the primary key, also for a generic plan on a table never analysed.
+drop function pgtasks.claim_jobs(text, text[], integer[], integer[], bigint[], integer, uuid, bigint);
+create function pgtasks.claim_jobs(
+    p_queue text,
+    p_tasks text[],
+    p_high integer[],   -- priority at most, per range
+    p_low integer[],    -- priority at least
+    p_after bigint[],   -- seq greater than, for a range of one priority
+    p_limit integer,
+    p_token uuid,
+    p_worker_id bigint,
+    p_at_most_once boolean default false   -- all of these tasks are
+) returns table (
+    id text, seq bigint, priority integer, task text, args text, kwargs text, input text,
+    attempt integer, crashes integer, options text, bundle_id text, bundle_index integer, parent_id text,
+    root_id text, origin text, created_at double precision, start_at double precision,
+    expires_at double precision, expired boolean, attempts text
+)
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_ids uuid[] := '{}';
+    v_more uuid[];
+    v_range integer;
+begin
+    for v_range in 1 .. cardinality(p_high) loop
+        if p_after[v_range] is not null then
+            v_more := array(
+                select j.id
+                from pgtasks.job j
+                where j.queue = p_queue
+                    and j.state = 'ready'
+                    and j.priority = p_high[v_range]
+                    and j.seq > p_after[v_range]
+                    and j.token is null
+                    and j.task = any(p_tasks)
+                order by j.priority desc, j.seq
+                limit p_limit - cardinality(v_ids)
+                for update skip locked
+            );
+        else
+            v_more := array(
+                select j.id
+                from pgtasks.job j
+                where j.queue = p_queue
+                    and j.state = 'ready'
+                    and j.priority <= p_high[v_range]
+                    and j.priority >= p_low[v_range]
+                    and j.token is null
+                    and j.task = any(p_tasks)
+                order by j.priority desc, j.seq
+                limit p_limit - cardinality(v_ids)
+                for update skip locked
+            );
+        end if;
+        v_ids := v_ids || v_more;
+        exit when cardinality(v_ids) >= p_limit;
+    end loop;
+
+    if cardinality(v_ids) = 0 then
+        return;
+    end if;
+
+    -- Durable like everything else: a claim that is lost with the server would let others run what this worker
+    -- is running, although no worker died (tests/chaos, restarts under load).
+    insert into pgtasks.claim (token, worker_id, queue, job_ids, at_most_once)
+    values (p_token, p_worker_id, p_queue, v_ids, p_at_most_once);
+
+    return query
+    update pgtasks.job j
+    set token = p_token,
+        worker_id = p_worker_id,
+        attempt = j.attempt + 1,
+        started_at = now()
+    where j.queue = p_queue
+        and j.id = any(v_ids)
+    returning
+        j.id::text, j.seq, j.priority, j.task, j.args, j.kwargs, j.input,
+        j.attempt, j.crashes, j.options::text, j.bundle_id::text, j.bundle_index, j.parent_id::text,
+        j.root_id::text, j.origin, extract(epoch from j.created_at)::double precision,
+        extract(epoch from j.start_at)::double precision,
+        extract(epoch from j.expires_at)::double precision,
+        coalesce(j.expires_at <= now(), false), j.attempts::text;
+end
+$$;
+
+-- Flags running jobs: a success still counts, a retry, a release or a rescue becomes cancelled. What is to be
+-- done about them now is written into their claims, where their workers look at each beat and at this
+-- NOTIFY: what has not begun is not begun, and with p_interrupt what runs is interrupted.
+--
+-- A claim that somebody else has locked ends right now, and the flag is enough. Returns the ids of those that
+-- ran.
+create function pgtasks.request_cancel(p_ids uuid[], p_interrupt boolean) returns setof text
+language plpgsql as $$
+declare
+    v_ids uuid[];
+    v_tokens uuid[];
+begin
+    perform from pgtasks.job j where j.id = any(p_ids) and j.token is not null order by j.id for update;
+
+    with flagged as (
+        update pgtasks.job j
+        set cancel_requested = true
+        where j.id = any(p_ids) and j.token is not null
+        returning j.id, j.token
+    )
+    select array_agg(f.id), array_agg(f.token) into v_ids, v_tokens from flagged f;
+    if v_ids is null then
+        return;
+    end if;
+
+    with free as (
+        select c.token from pgtasks.claim c where c.token = any(v_tokens) order by c.token for update skip locked
+    ), asked as (
+        select a.token, array_agg(a.id) as ids
+        from unnest(v_ids, v_tokens) as a (id, token)
+        group by a.token
+    )
+    update pgtasks.claim c
+    set cancel_ids = c.cancel_ids || a.ids,
+        interrupt_ids = c.interrupt_ids || case when p_interrupt then a.ids else '{}' end
+    from free f
+    join asked a on a.token = f.token
+    where c.token = f.token;
+
+    perform pg_notify('pgtasks_cancel', '');
+    return query select i::text from unnest(v_ids) i;
+end
+$$;
+
+-- Gives claimed jobs of one queue back, as far as they still carry the token: unattempted, or charged a
+-- crash (those in p_crashed; their attempt counts, and p_errors says what the crash looked like). One whose
+-- cancel was requested ends cancelled. Returns how many.
+drop function pgtasks.release_jobs(text, uuid[], uuid[], uuid[]);
+create function pgtasks.release_jobs(
+    p_queue text, p_ids uuid[], p_tokens uuid[], p_crashed uuid[], p_errors jsonb[] default '{}'
+) returns integer
+language plpgsql
+-- By `= any(array)` and hash, for the reason that finish_queue has.
+set enable_seqscan = off
+set enable_mergejoin = off
+set enable_nestloop = off
+set jit = off
+as $$
+declare
+    v_count integer;
+    v_cancelled pgtasks.job[];
+begin
+    update pgtasks.job j
+    set token = null,
+        worker_id = null,
+        started_at = null,
+        attempt = j.attempt - case when j.id = any(p_crashed) then 0 else 1 end,
+        crashes = j.crashes + case when j.id = any(p_crashed) then 1 else 0 end,
+        attempts = case
+            when j.id = any(p_crashed) and r.error is not null then
+                coalesce(j.attempts, '[]') || jsonb_build_object(
+                    'attempt', j.attempt, 'worker_id', j.worker_id, 'started_at', j.started_at,
+                    'stopped_at', now(), 'error', r.error
+                )
+            else j.attempts
+        end
+    from unnest(p_ids, p_tokens, p_errors) as r (id, token, error)
+    where j.queue = p_queue
+        and j.id = any(p_ids)
+        and j.id = r.id
+        and j.token = r.token
+        and not j.cancel_requested;
+    get diagnostics v_count = row_count;
+    if v_count > 0 then
+        perform pgtasks.wake(array[p_queue]);
+    end if;
+
+    with gone as (
+        delete from pgtasks.job j
+        using unnest(p_ids, p_tokens) as r (id, token)
+        where j.queue = p_queue and j.id = any(p_ids) and j.id = r.id and j.token = r.token
+        returning j as job
+    )
+    select coalesce(array_agg(g.job), '{}') into v_cancelled from gone g;
+
+    if cardinality(v_cancelled) > 0 then
+        perform pgtasks.archive(v_cancelled, 'cancelled', 'given back after a cancel was requested');
+        perform pgtasks.count_down(
+            array(select j.bundle_id from unnest(v_cancelled) j where j.bundle_id is not null),
+            array(select true from unnest(v_cancelled) j where j.bundle_id is not null)
+        );
+    end if;
+    return v_count + cardinality(v_cancelled);
+end
+$$;
+
+-- Fails jobs of a claim of at_most_once tasks, whose worker is gone: they may have run, so they never run again.
+-- Returns how many.
+create function pgtasks.lose_jobs(p_queue text, p_ids uuid[], p_token uuid, p_message text) returns integer
+language plpgsql as $$
+declare
+    v_ids uuid[];
+    v_ages double precision[];
+    v_count integer;
+begin
+    select coalesce(array_agg(l.id), '{}'), coalesce(array_agg(l.age), '{}')
+    into v_ids, v_ages
+    from (
+        select j.id, extract(epoch from now() - j.started_at)::double precision as age
+        from pgtasks.job j
+        where j.queue = p_queue and j.id = any(p_ids) and j.token = p_token
+        order by j.id
+    ) l;
+
+    v_count := cardinality(v_ids);
+    perform from pgtasks.finish_jobs(
+        array_fill(p_queue, array[v_count]), v_ids, array_fill(p_token, array[v_count]),
+        array_fill('failed'::text, array[v_count]), array_fill(null::text, array[v_count]),
+        array_fill(
+            jsonb_build_object(
+                'type', 'pgtasks.errors.JobLostError', 'message', p_message, 'traceback', '',
+                'args', jsonb_build_array(p_message)
+            ),
+            array[v_count]
+        ),
+        array_fill(null::double precision, array[v_count]), v_ages, array_fill(true, array[v_count]), '{}'
+    );
+    return v_count;
+end
+$$;
+
+-- Makes the jobs of a claim ready again, or fails them as lost if their tasks are at_most_once, because the
+-- worker is gone. p_running: those that had begun, as far as is known; they are charged a crash.
+create function pgtasks.take_back(p_claim pgtasks.claim, p_running uuid[], p_message text) returns integer
+language plpgsql as $$
+declare
+    v_count integer := cardinality(p_claim.job_ids);
+begin
+    if p_claim.at_most_once then
+        return pgtasks.lose_jobs(p_claim.queue, p_claim.job_ids, p_claim.token, p_message);
+    end if;
+    return pgtasks.release_jobs(
+        p_claim.queue, p_claim.job_ids, array_fill(p_claim.token, array[v_count]), p_running,
+        array_fill(
+            jsonb_build_object('type', 'pgtasks.Crash', 'message', p_message, 'traceback', '', 'args', null),
+            array[v_count]
+        )
+    );
+end
+$$;
+
+-- Makes a dead worker's jobs ready again, and forgets the worker. The jobs that its children had begun
+-- are charged a crash; what it merely held is returned unattempted; those of at_most_once tasks fail as lost.
+--
+-- p_beat is the beat that the observer saw stand still: if it moved after all, nothing happens. The claim
+-- rows are the only way in: no scan of the backlog. Returns how many jobs came back; null: the worker
+-- lives, or another rescues it right now.
+create or replace function pgtasks.rescue_worker(p_worker_id bigint, p_beat bigint) returns integer
+language plpgsql as $$
+declare
+    v_running uuid[];
+    v_message text;
+    v_claim pgtasks.claim;
+    v_count integer := 0;
+begin
+    select w.running, format('worker %s (pid %s) died', w.name, w.pid) into v_running, v_message
+    from pgtasks.worker w
+    where w.id = p_worker_id and w.beat = p_beat
+    for update skip locked;
+    if not found then
+        return null;
+    end if;
+
+    for v_claim in
+        select c.* from pgtasks.claim c where c.worker_id = p_worker_id order by c.token
+    loop
+        v_count := v_count + pgtasks.take_back(v_claim, v_running, v_message);
+    end loop;
+
+    delete from pgtasks.claim c where c.worker_id = p_worker_id;
+    delete from pgtasks.worker w where w.id = p_worker_id;
+    return v_count;
+end
+$$;
