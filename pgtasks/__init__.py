@@ -5,6 +5,7 @@ from pgtasks.canvas import Signature, group
 from pgtasks.context import current_app, current_job, current_request
 from pgtasks.eager import EagerResult
 from pgtasks.errors import (
+    Cancelled,
     ConfigurationError,
     ConnectError,
     DatabaseError,
@@ -16,6 +17,7 @@ from pgtasks.errors import (
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
+    JobLostError,
     JobStateError,
     MaxRetriesExceededError,
     NoDsnError,
@@ -25,8 +27,10 @@ from pgtasks.errors import (
     ResultTimeoutError,
     Retry,
     SchemaError,
+    SoftTimeLimitExceeded,
     TaskExistsError,
     TaskFailedError,
+    TimeLimitExceeded,
     UnknownTaskError,
 )
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
@@ -64,9 +68,11 @@ __all__ = [
     "JobState",
     "Status",
     # From inside of a task
+    "Cancelled",
     "Ignore",
     "Reject",
     "Retry",
+    "SoftTimeLimitExceeded",
     "current_app",
     "current_job",
     "current_request",
@@ -82,6 +88,7 @@ __all__ = [
     "JobCancelledError",
     "JobExpiredError",
     "JobFailedError",
+    "JobLostError",
     "JobStateError",
     "MaxRetriesExceededError",
     "NoDsnError",
@@ -91,6 +98,7 @@ __all__ = [
     "SchemaError",
     "TaskExistsError",
     "TaskFailedError",
+    "TimeLimitExceeded",
     "UnknownTaskError",
     "__version__",
 ]

@@ -68,7 +68,6 @@ class App(Registry, Management):
     ) -> None:
         super().__init__(routes=routes, known_errors=known_errors)
         self.name = name
-        self.soft_time_limit=self.time_limit=None
         self._dsn = dsn
         self._eager = (
             os.environ.get("PGTASKS_EAGER", "") not in ("", "0") if eager is None else eager

@@ -13,6 +13,7 @@ from pgtasks.errors import (
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
+    JobLostError,
     MaxRetriesExceededError,
     NotFoundError,
     ResultTimeoutError,
@@ -52,5 +53,5 @@ def builtin_error(name: str) -> type[Exception] | None:
 
 OWN_ERRORS: dict[str, type[Exception]] = {
     f"pgtasks.errors.{cls.__name__}": cls
-    for cls in (MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
+    for cls in (JobLostError, MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
 }
