@@ -263,14 +263,19 @@ def test_the_demo_counts_the_standard_library_and_shows_retries(start: Start, fr
 
 
 def test_an_interrupted_demo_leaves_neither_worker_nor_jobs(start: Start, fresh_dsn: str):
-    process = start("demo", PGTASKS_DSN=fresh_dsn)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "done" in line:
-            break
+    client = App("client", fresh_dsn)
+    client.migrate()
+    client.close()
+    with psycopg.connect(fresh_dsn) as holding:
+        holding.execute("lock table pgtasks.claim in share mode")  # so that nothing is claimed yet
+        process = start("demo", PGTASKS_DSN=fresh_dsn)
+        assert process.stdout is not None
+        while " 0 of " not in process.stdout.readline():
+            assert process.poll() is None
 
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+        process.send_signal(signal.SIGINT)
+        holding.rollback()
+        _, errors = process.communicate(timeout=20)
 
     assert process.returncode == 130
     assert "Traceback" not in errors
