@@ -31,6 +31,10 @@ MAX_CRASHES = 3
 QUEUE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}")
 
+HOST = r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"
+IPV6 = r"\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]"
+ADDRESS = re.compile(rf"(?:(?:{HOST}|{IPV6}):)?(?P<port>[0-9]{{1,5}})")
+
 ExceptionTypes = tuple[type[BaseException], ...]
 
 
@@ -141,6 +145,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         prefetch: how many jobs may wait for each child at most; how many do follows their measured
             duration.
         keep_history_for: how long finished jobs are kept, in seconds.
+        health_port: answer HTTP probes here: "8080" on 127.0.0.1, "0.0.0.0:8080", "[::1]:8080"; port 0
+            is any that is free. None: nowhere.
     """
 
     concurrency: int = 1
@@ -161,6 +167,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     claim_batch: int = 500
     prefetch: int = 500
     keep_history_for: float = 7 * 86400.0
+    health_port: str | None = None
 
     def __post_init__(self) -> None:
         if self.pool not in ("prefork", "threads", "solo"):
@@ -189,6 +196,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 check_count(option, getattr(self, option), most=2**62)
         check_count("claim_batch", self.claim_batch, most=10_000)
         check_count("prefetch", self.prefetch, most=10_000)
+        if self.health_port is not None:
+            parse_address("health_port", self.health_port)
+
+    @property
+    def health_address(self) -> tuple[str, int] | None:
+        """Host and port of `health_port`."""
+        return None if self.health_port is None else parse_address("health_port", self.health_port)
 
     @property
     def children(self) -> int:
@@ -246,6 +260,16 @@ def check_seconds(option: str, value: object, *, least: float) -> None:
         raise ConfigurationError(
             f"{option} is a number of seconds, at least {least:g}, found {value!r}"
         )
+
+
+def parse_address(option: str, text: object, host: str = "127.0.0.1") -> tuple[str, int]:
+    """Return host and port of ``[host:]port``, an IPv6 address in brackets; ConfigurationError for anything else."""
+    match = ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if match is None or int(match["port"]) > 65535:
+        raise ConfigurationError(
+            f"{option} is a port or host:port, such as 8080, 0.0.0.0:8080 or [::1]:8080, found {text!r}"
+        )
+    return match["ipv6"] or match["host"] or host, int(match["port"])
 
 
 def check_limits(soft: object, hard: object) -> None:

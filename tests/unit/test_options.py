@@ -70,7 +70,10 @@ def test_a_result_that_is_not_kept_is_not_encoded(field: dict[str, Any]):
         ({"expires": float("nan")}, "expires is a number of seconds"),
         ({"expires": True}, "expires is a number of seconds"),
         ({"bind": True, "raw": True}, "task 'task' is both bind and raw"),
-        ({"colour": "red"}, "task 'task' has no option 'colour': the options are at_most_once, bind, "),
+        (
+            {"colour": "red"},
+            "task 'task' has no option 'colour': the options are at_most_once, bind, ",
+        ),
     ],
 )
 def test_a_task_option_has_its_rule_and_its_message(said: dict[str, Any], message: str):
@@ -95,11 +98,36 @@ def test_a_task_option_has_its_rule_and_its_message(said: dict[str, Any], messag
         ({"keep_history_for": -1}, "keep_history_for is a number of seconds"),
         ({"claim_batch": 0}, "claim_batch is a whole number from 1 to 10000, found 0"),
         ({"prefetch": 10_001}, "prefetch is a whole number from 1 to 10000, found 10001"),
+        (
+            {"health_port": "::1:80"},
+            "health_port is a port or host:port, such as 8080, .*found '::1:80'",
+        ),
+        ({"health_port": ":80"}, "health_port is a port or host:port"),
+        ({"health_port": "localhost"}, "health_port is a port or host:port"),
+        ({"health_port": "65536"}, "health_port is a port or host:port"),
+        ({"health_port": "80\n"}, "health_port is a port or host:port"),
+        ({"health_port": 8080}, "health_port is a port or host:port"),
     ],
 )
 def test_a_worker_option_has_its_rule_and_its_message(said: dict[str, Any], message: str):
     with pytest.raises(ConfigurationError, match=message):
         WorkerOptions(**said)
+
+
+@pytest.mark.parametrize(
+    ("said", "address"),
+    [
+        (None, None),
+        ("8080", ("127.0.0.1", 8080)),
+        ("0", ("127.0.0.1", 0)),
+        ("0.0.0.0:8080", ("0.0.0.0", 8080)),
+        ("probes.example.com:65535", ("probes.example.com", 65535)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80)),
+    ],
+)
+def test_a_health_port_is_an_address(said: str | None, address: tuple[str, int] | None):
+    assert WorkerOptions(health_port=said).health_address == address
 
 
 @pytest.mark.parametrize("value", ["many", 2.5, None, True])
