@@ -66,10 +66,24 @@ class EagerResult(AsyncResult[R]):
         """Drop the result."""
         self.forget()
 
-    def revoke(self) -> None:
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Do nothing: the job ran already."""
 
-    async def arevoke(self) -> None:
+    async def arevoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Do nothing: the job ran already."""
 
     def _look(self) -> StoredOutcome:
@@ -123,8 +137,22 @@ class EagerGroupResult(GroupResult[R]):
         """Return the results in order, or raise what a member ended with."""
         return self.get(timeout, propagate)
 
-    def revoke(self) -> None:
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Do nothing: the jobs ran already."""
 
-    async def arevoke(self) -> None:
+    async def arevoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Do nothing: the jobs ran already."""

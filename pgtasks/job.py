@@ -60,12 +60,19 @@ FINISHED = frozenset(
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt failed: the exception's class as text, its message, the traceback as text."""
+    """How an attempt failed: the exception's class as text, its message, the traceback as text.
+
+    Of a crash (type ``pgtasks.Crash``) there is no exception, but what is known of the process.
+    """
 
     type: str
     message: str
     traceback: str = ""
     args: Sequence[Any] | None = None  # the exception's, if JSON can carry them
+    signal: int | None = None  # that killed the process
+    exit_code: int | None = None  # or with which it ended by itself
+    peak_memory: int | None = None  # bytes that the process held at most
+    stderr: str = ""  # its last lines there
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> JobError | None:
@@ -78,7 +85,15 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
             message=str(value.get("message", "")),
             traceback=str(value.get("traceback", "")),
             args=args if isinstance(args, list) else None,
+            signal=_whole(value.get("signal")),
+            exit_code=_whole(value.get("exit_code")),
+            peak_memory=_whole(value.get("peak_memory")),
+            stderr=str(value.get("stderr") or ""),
         )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

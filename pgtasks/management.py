@@ -117,20 +117,29 @@ class Management:
 
         return await self.arun(operations.reset_jobs([_id(id) for id in ids]))
 
-    def cancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
-        """Cancel jobs: waiting ones at once; of running ones a success still counts, a retry does not.
+    def cancel(
+        self, *ids: Ids, terminate: bool = True
+    ) -> dict[str, Literal["cancelled", "requested"]]:
+        """Cancel jobs: waiting ones at once, running ones through their worker.
+
+        Args:
+            ids: which jobs.
+            terminate: stop a running one: `Cancelled` is raised in the task, and after the worker's
+                grace its process is killed. False lets it go on: a success still counts, a retry does not.
 
         Returns what was done, by id; finished and unknown jobs are absent.
         """
         from pgtasks.db import operations
 
-        return self.run(operations.cancel_jobs([_id(id) for id in ids]))
+        return self.run(operations.cancel_jobs([_id(id) for id in ids], terminate=terminate))
 
-    async def acancel(self, *ids: Ids) -> dict[str, Literal["cancelled", "requested"]]:
+    async def acancel(
+        self, *ids: Ids, terminate: bool = True
+    ) -> dict[str, Literal["cancelled", "requested"]]:
         """Cancel jobs; see `cancel`."""
         from pgtasks.db import operations
 
-        return await self.arun(operations.cancel_jobs([_id(id) for id in ids]))
+        return await self.arun(operations.cancel_jobs([_id(id) for id in ids], terminate=terminate))
 
     def delete(self, *ids: Ids) -> list[str]:
         """Delete jobs and return which: waiting ones are cancelled first, running ones stay."""
@@ -242,17 +251,21 @@ class Management:
 
         return await self.arun(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
 
-    def cancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
+    def cancel_bundle(
+        self, id: str, *, terminate: bool = True
+    ) -> dict[str, Literal["cancelled", "requested"]]:
         """Cancel the members of a bundle that are not finished; see `cancel`."""
         from pgtasks.db import operations
 
-        return self.run(operations.cancel_bundles([parse_id(id)]))
+        return self.run(operations.cancel_bundles([parse_id(id)], terminate=terminate))
 
-    async def acancel_bundle(self, id: str) -> dict[str, Literal["cancelled", "requested"]]:
+    async def acancel_bundle(
+        self, id: str, *, terminate: bool = True
+    ) -> dict[str, Literal["cancelled", "requested"]]:
         """Cancel the members of a bundle that are not finished; see `cancel`."""
         from pgtasks.db import operations
 
-        return await self.arun(operations.cancel_bundles([parse_id(id)]))
+        return await self.arun(operations.cancel_bundles([parse_id(id)], terminate=terminate))
 
     def delete_bundle(self, id: str) -> bool:
         """Delete a stopped bundle and its members; False if it is open or unknown."""

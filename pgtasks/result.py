@@ -180,13 +180,34 @@ class AsyncResult(Generic[R]):
 
         await self.app.arun(operations.forget_results([self.id]))
 
-    def revoke(self) -> None:
-        """Cancel the job: at once if it waits; if it runs, a success still counts and a retry does not."""
-        self.app.cancel(self.id)
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel the job, at once if it waits.
 
-    async def arevoke(self) -> None:
-        """Cancel the job; see `revoke`."""
-        await self.app.acancel(self.id)
+        Args:
+            terminate: stop it if it runs: `Cancelled` is raised in the task, and after the worker's grace
+                its process is killed. False lets it go on: a success still counts, a retry does not.
+            signal, wait, timeout: Celery's, without meaning here: the worker chooses the signal, and the
+                request is stored when this returns, whether a worker is there or not.
+        """
+        self.app.cancel(self.id, terminate=terminate)
+
+    async def arevoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel the job, at once if it waits; see `revoke`."""
+        await self.app.acancel(self.id, terminate=terminate)
 
     # How it asks
 
@@ -369,13 +390,31 @@ class GroupResult(Generic[R]):
         outcomes = await self.app.arun(operations.get_outcomes([one.id for one in results]))
         return self._give(results, outcomes, propagate)
 
-    def revoke(self) -> None:
-        """Cancel every member that is not finished."""
-        self.app.cancel_bundle(self.id)
+    def revoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel every member that is not finished.
 
-    async def arevoke(self) -> None:
-        """Cancel every member that is not finished."""
-        await self.app.acancel_bundle(self.id)
+        Args:
+            terminate, signal, wait, timeout: see `AsyncResult.revoke`.
+        """
+        self.app.cancel_bundle(self.id, terminate=terminate)
+
+    async def arevoke(
+        self,
+        *,
+        terminate: bool = False,
+        signal: object = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Cancel every member that is not finished; see `revoke`."""
+        await self.app.acancel_bundle(self.id, terminate=terminate)
 
     def _give(
         self, results: Sequence[AsyncResult[R]], outcomes: dict[str, StoredOutcome], propagate: bool

@@ -10,6 +10,7 @@ import msgspec
 
 from pgtasks import App, Bundle, JobState
 from pgtasks_cli import output
+from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.jobs import force_option
 from pgtasks_cli.params import Ago
 from pgtasks_cli.selection import confirm, find_bundle
@@ -195,11 +196,12 @@ def retry_failed(session: Session, id: str, force: bool) -> None:
 @bundles.command()
 @click.argument("id")
 @force_option
+@no_terminate_option
 @pass_session
-def cancel(session: Session, id: str, force: bool) -> None:
+def cancel(session: Session, id: str, force: bool, no_terminate: bool) -> None:
     """Cancel the members that are not finished.
 
-    Waiting ones are cancelled at once. Running ones may still succeed, but are not retried.
+    Waiting ones are cancelled at once. Running ones are asked to stop; see pgtasks jobs cancel --help.
 
     \b
     Example:
@@ -211,16 +213,12 @@ def cancel(session: Session, id: str, force: bool) -> None:
         confirm(
             f"cancel {output.plural(bundle.remaining, 'job')} of bundle {bundle.id}?", force=force
         )
-    done = app.cancel_bundle(bundle.id)
-    requested = [job for job, what in done.items() if what == "requested"]
-    cancelled = [job for job in done if job not in set(requested)]
-
-    def text() -> None:
-        click.echo(f"cancelled {output.plural(len(cancelled), 'job')}")
-        if requested:
-            click.echo(f"{output.plural(len(requested), 'job')} running: asked not to be retried")
-
-    output.show(session, {"id": bundle.id, "cancelled": cancelled, "requested": requested}, text)
+    done = app.cancel_bundle(bundle.id, terminate=not no_terminate)
+    output.show(
+        session,
+        {"id": bundle.id, **split(done)},
+        lambda: print_cancelled(done, terminate=not no_terminate),
+    )
 
 
 @bundles.command()

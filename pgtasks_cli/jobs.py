@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from pgtasks import App, Attempt, Job, JobError, JobState
-from pgtasks_cli import output
+from pgtasks_cli import crash, output
+from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.selection import (
     UNFINISHED,
     UNSUCCESSFUL,
@@ -159,16 +160,21 @@ def retry(session: Session, ids: Sequence[str], filters: Filters, force: bool) -
 @ids_argument
 @job_filters
 @force_option
+@no_terminate_option
 @pass_session
-def cancel(session: Session, ids: Sequence[str], filters: Filters, force: bool) -> None:
+def cancel(
+    session: Session, ids: Sequence[str], filters: Filters, force: bool, no_terminate: bool
+) -> None:
     """Cancel jobs that are not finished.
 
-    A waiting job is cancelled at once. A running one may still succeed, but is not retried.
+    A waiting job is cancelled at once. A running one is asked to stop, by its worker: Cancelled is raised in
+    the task; if it goes on for the worker's grace period, its process is killed.
 
     \b
     Example:
       pgtasks jobs cancel 0199c2b47d3c7f
       pgtasks jobs cancel --task shop.send_email --before 1d
+      pgtasks jobs cancel --no-terminate --state running --task shop.send_email
     """
     app = session.connect()
     chosen = choose(app, ids, filters, default=UNFINISHED)
@@ -176,17 +182,15 @@ def cancel(session: Session, ids: Sequence[str], filters: Filters, force: bool) 
         confirm(f"cancel {output.plural(len(chosen), 'job')}?", force=force)
     done: dict[str, str] = {}
     for batch in in_batches(chosen):
-        done.update(app.cancel(*batch))
-    report(
+        done.update(app.cancel(*batch, terminate=not no_terminate))
+    left = [id for id in chosen if id not in done]
+    output.show(
         session,
-        app,
-        "cancelled",
-        list(done),
-        chosen,
-        "what is finished cannot be cancelled",
-        ids,
-        asked=done,
+        {**split(done), "left": left},
+        lambda: print_cancelled(done, terminate=not no_terminate),
     )
+    if ids:
+        explain_left(app, left, "what is finished cannot be cancelled")
 
 
 @jobs.command()
@@ -227,24 +231,22 @@ def report(
     chosen: Sequence[str],
     why_not: str,
     ids: Sequence[str],
-    *,
-    asked: dict[str, str] | None = None,
 ) -> None:
     """Say what was done, and, of jobs named by id, what was not; that is exit code 1."""
-    left = [id for id in chosen if id not in set(done)]
-    requested = [id for id, what in (asked or {}).items() if what == "requested"]
-    document: dict[str, Any] = {verb: [id for id in done if id not in set(requested)]}
-    if asked is not None:
-        document["requested"] = requested
-    document["left"] = left
+    known = set(done)
+    left = [id for id in chosen if id not in known]
+    output.show(
+        session,
+        {verb: done, "left": left},
+        lambda: click.echo(f"{verb} {output.plural(len(done), 'job')}"),
+    )
+    if ids:
+        explain_left(app, left, why_not)
 
-    def text() -> None:
-        click.echo(f"{verb} {output.plural(len(done) - len(requested), 'job')}")
-        if requested:
-            click.echo(f"{output.plural(len(requested), 'job')} running: asked not to be retried")
 
-    output.show(session, document, text)
-    if ids and left:
+def explain_left(app: App, left: Sequence[str], why_not: str) -> None:
+    """Raise ClickException if jobs that were named by id were left as they are."""
+    if left:
         states = {job.id: job.state for one in left for job in app.jobs(id_prefix=one)}
         said = ", ".join(f"job {id} is {states.get(id, 'gone')}" for id in left[:5])
         raise click.ClickException(f"{said}: {why_not}")
@@ -253,7 +255,7 @@ def report(
 def note(job: Job) -> str | None:
     """Return what is odd about a job, in a few words."""
     if job.error:
-        return f"{job.error.type}: {job.error.message}".removesuffix(": ")
+        return cause(job.error)
     if job.cancel_requested:
         return "cancel requested"
     if job.reason:
@@ -261,8 +263,15 @@ def note(job: Job) -> str | None:
     if job.state is JobState.SCHEDULED and job.start_at:
         return f"starts {output.when(job.start_at)}"
     if job.attempts and (error := job.attempts[-1].error):
-        return f"before: {error.type}: {error.message}".removesuffix(": ")
+        return f"before: {cause(error)}"
     return None
+
+
+def cause(error: JobError) -> str:
+    """Return in one line why an attempt failed."""
+    if crash.is_crash(error):
+        return crash.summary(error)
+    return f"{error.type}: {error.message}".removesuffix(": ")
 
 
 def document(job: Job, *, with_args: bool = False) -> dict[str, Any]:
@@ -329,6 +338,8 @@ def print_attempt(attempt: Attempt) -> None:
     click.echo(f"  {attempt.attempt}  {both(moment(attempt.started_at)) or 'not begun'}{worker}")
     if attempt.error:
         output.block(f"{attempt.error.type}: {attempt.error.message}".removesuffix(": "), indent=5)
+        if crash.is_crash(attempt.error):
+            crash.print_facts(attempt.error, indent=7)
 
 
 def print_error(error: JobError) -> None:
@@ -337,6 +348,8 @@ def print_error(error: JobError) -> None:
     output.block(
         error.traceback if text in error.traceback else f"{text}\n{error.traceback}", indent=2
     )
+    if crash.is_crash(error):
+        crash.print_facts(error, indent=4)
 
 
 def moment(text: str | None) -> datetime | None:

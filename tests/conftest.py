@@ -1,3 +1,3 @@
 """What all tests may ask for; see ``tests/fixtures``."""
 
-pytest_plugins = ["tests.fixtures.database"]
+pytest_plugins = ["tests.fixtures.database", "tests.fixtures.commands"]

@@ -320,12 +320,17 @@ def list_queues() -> Statement[list[QueueInfo]]:
 
 
 def cancel_jobs(
-    ids: Sequence[str], reason: str = "cancelled"
+    ids: Sequence[str], reason: str = "cancelled", *, terminate: bool = True
 ) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
-    """Cancel what waits, and ask running jobs not to be retried; finished ones are left alone."""
+    """Cancel what waits, and ask running jobs to stop; finished ones are left alone.
+
+    Without ``terminate`` a running job goes on: a success still counts, a retry does not.
+    """
     cancelled = yield from cancel_waiting_jobs(ids, reason)
     requested: list[str] = yield Statement(
-        name="request_cancel", parameters={"ids": sorted(ids), "terminate": True}, read=_first_column
+        name="request_cancel",
+        parameters={"ids": sorted(ids), "terminate": terminate},
+        read=_first_column,
     )
     answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
     answer.update(dict.fromkeys(cancelled, "cancelled"))
@@ -424,12 +429,14 @@ def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]
     return (yield from reset_jobs(members)) if members else []
 
 
-def cancel_bundles(ids: Sequence[str]) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
-    """Cancel the live members of bundles."""
+def cancel_bundles(
+    ids: Sequence[str], *, terminate: bool = True
+) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
+    """Cancel the live members of bundles; see `cancel_jobs`."""
     members: list[str] = yield Statement(
         name="get_live_members", parameters={"ids": list(ids)}, read=_first_column
     )
-    return (yield from cancel_jobs(members)) if members else {}
+    return (yield from cancel_jobs(members, terminate=terminate)) if members else {}
 
 
 def delete_bundles(ids: Sequence[str]) -> Statement[list[str]]:
