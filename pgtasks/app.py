@@ -28,7 +28,7 @@ from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.ids import new_id
 from pgtasks.job import Bundle, NewBundle, NewJob
 from pgtasks.management import Management
-from pgtasks.options import check_task_name
+from pgtasks.options import check_limits, check_task_name
 from pgtasks.registry import Registry, Route
 from pgtasks.result import AsyncResult, GroupResult
 from pgtasks.task import Task, apply_call_options
@@ -52,6 +52,8 @@ class App(Registry, Management):
         routes: which queue a task goes to, unless the call says: ``{"mail.*": "mail"}``, or a
             function from the task's name to a queue or None.
         known_errors: exception classes that ``get()`` may raise as themselves.
+        soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
+        time_limit: of tasks that name none, in seconds; a worker's option goes before.
         eager: run every job at once in the caller, without a database; also ``$PGTASKS_EAGER=1``.
 
     Several apps in one process do not disturb each other.
@@ -64,10 +66,15 @@ class App(Registry, Management):
         *,
         routes: Route | None = None,
         known_errors: Iterable[type[Exception]] = (),
+        soft_time_limit: float | None = None,
+        time_limit: float | None = None,
         eager: bool | None = None,
     ) -> None:
         super().__init__(routes=routes, known_errors=known_errors)
+        check_limits(soft_time_limit, time_limit)
         self.name = name
+        self.soft_time_limit = soft_time_limit
+        self.time_limit = time_limit
         self._dsn = dsn
         self._eager = (
             os.environ.get("PGTASKS_EAGER", "") not in ("", "0") if eager is None else eager

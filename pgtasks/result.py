@@ -193,8 +193,9 @@ class AsyncResult(Generic[R]):
         Args:
             terminate: stop it if it runs: `Cancelled` is raised in the task, and after the worker's grace
                 its process is killed. False lets it go on: a success still counts, a retry does not.
-            signal, wait, timeout: Celery's, without meaning here: the worker chooses the signal, and the
-                request is stored when this returns, whether a worker is there or not.
+            signal: Celery's, without meaning here: the worker chooses.
+            wait: Celery's, without meaning here: when this returns the request is stored.
+            timeout: Celery's, for ``wait``.
         """
         self.app.cancel(self.id, terminate=terminate)
 
@@ -398,11 +399,7 @@ class GroupResult(Generic[R]):
         wait: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Cancel every member that is not finished.
-
-        Args:
-            terminate, signal, wait, timeout: see `AsyncResult.revoke`.
-        """
+        """Cancel every member that is not finished; the parameters are those of `AsyncResult.revoke`."""
         self.app.cancel_bundle(self.id, terminate=terminate)
 
     async def arevoke(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
-from pgtasks import JobError
 from pgtasks_cli import output
+
+if TYPE_CHECKING:
+    from pgtasks import JobError
 
 CRASH = "pgtasks.Crash"
 

@@ -100,7 +100,9 @@ def run_jobs(runner: Runner, inbox: int, reporter: Reporter, slate: Slate) -> No
         reporter.report()
 
 
-def main(app: App, options: object, hostname: str, inbox: int, outbox: int, slate: Slate, parent_pid: int) -> int:
+def main(
+    app: App, options: object, hostname: str, inbox: int, outbox: int, slate: Slate, parent_pid: int
+) -> int:
     """Be a forked child: take care of signals, run jobs, clean up. Returns the exit code."""
     reporter = Reporter(outbox, slate)
     _set_signals(reporter)
@@ -109,7 +111,10 @@ def main(app: App, options: object, hostname: str, inbox: int, outbox: int, slat
     return run(app, options, hostname, inbox, reporter, slate)
 
 
-def listen_to_parent(r): pass
+def listen_to_parent(r):
+    pass
+
+
 def run(app: App, options, hostname: str, inbox: int, reporter: Reporter, slate: Slate) -> int:
     """Run jobs until the parent closes the pipe, between the app's hooks. Returns the exit code."""
     runner = Runner(app, hostname)

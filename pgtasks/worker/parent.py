@@ -393,14 +393,14 @@ class Parent:
         return state, running, stats
 
     def _set_worker_id(self, worker_id: int) -> None:
-        self.worker_id = self._desk.worker_id = self._upkeep.worker_id = worker_id
+        self.worker_id = self._desk.worker_id = worker_id
+        self._upkeep.registered(worker_id)
 
     def _on_lease_lost(self) -> None:
         events.emit("worker.lease_lost", worker=self.name, worker_id=self.worker_id)
         self._events.append(msg.LeaseLost())
         try:
             self._set_worker_id(self._register())
-            self._upkeep.own_lease.confirm(boot_time())
         except (PgTasksError, psycopg.Error) as error:  # the next beat finds out again
             events.emit("worker.refused", statement="register", sqlstate="", why=str(error))
 

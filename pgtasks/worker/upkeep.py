@@ -96,6 +96,12 @@ class Upkeep:
             if due <= now:
                 duty(now)
 
+    def registered(self, worker_id: int) -> None:
+        """Go by this id from now on."""
+        self.worker_id = worker_id
+        self.own_lease.confirm(boot_time())
+        self._locked = False
+
     def connected(self, now: float) -> None:
         """Begin anew on a new session: first of all say that this worker lives."""
         self._locked = False

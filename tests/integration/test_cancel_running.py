@@ -105,9 +105,7 @@ def test_a_claim_that_ends_right_now_is_not_waited_for(app, echo, worker, dsn):
     result = echo.delay()
     held = worker.claim_one()
     with psycopg.connect(dsn) as other:
-        other.execute(
-            "select from pgtasks.claim where token = %s for update", [held.token]
-        )
+        other.execute("select from pgtasks.claim where token = %s for update", [held.token])
 
         found = request_cancel(worker, result.id)
 
