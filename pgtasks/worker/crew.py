@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgtasks.worker.pace import IN_PIPE
 
@@ -101,19 +101,26 @@ class Crew:
             )
         return member
 
-    def ended(self, number: int, serial: int) -> Held | None:
-        """Take a job out of a child's hands; None if it was out already."""
+    def ended(
+        self, number: int, records: Sequence[Sequence[Any]]
+    ) -> list[tuple[Held, Sequence[Any]]]:
+        """Take jobs out of a child's hands, and return each with its record; not what was out already."""
         member = self.members[number]
+        found: list[tuple[Held, Sequence[Any]]] = []
         for track in member.tracks:
-            sent = track.pipe.pop(serial, None)
-            if sent is not None:
-                held, expected = sent
-                member.reported += 1
-                member.alone = False
-                track.load = track.load - expected if track.pipe else 0.0
-                self.short_in_pipes -= expected < IN_PIPE
-                return held
-        return None
+            pipe, load = track.pipe, track.load
+            for record in records:
+                if record[0] in pipe:
+                    held, expected = pipe.pop(record[0])
+                    load -= expected
+                    if expected < IN_PIPE:
+                        self.short_in_pipes -= 1
+                    found.append((held, record))
+            track.load = load if pipe else 0.0
+        if found:
+            member.reported += len(found)
+            member.alone = False
+        return found
 
     def free(self, lane: Lane) -> int:
         """Return how many jobs of a lane would begin at once."""
@@ -154,8 +161,7 @@ class Crew:
         self.kept = None
         member = open_ones[number]
         member.alone = True
-        self._put(member.tracks[self._track(lane)], held, IN_PIPE)
-        lane.in_pipes += 1
+        self._put(member.tracks[self._track(lane)], held, lane)
         return number
 
     def place_first(self, held: Held, lane: Lane) -> int | None:
@@ -163,8 +169,7 @@ class Crew:
         open_ones = {number: one for number, one in self.members.items() if not one.closing}
         number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
         if number is not None:
-            self._put(open_ones[number].tracks[self._track(lane)], held, IN_PIPE)
-            lane.in_pipes += 1
+            self._put(open_ones[number].tracks[self._track(lane)], held, lane)
         return number
 
     def keep_free(self, lane: Lane) -> None:
@@ -206,28 +211,40 @@ class Crew:
                 yield number, jobs
 
     def _fill(self, track: Track, lane: Lane, most: int) -> list[Held]:
+        """Move jobs from a lane into a pipe, as many as should lie there; 40,000 a second go through here."""
         jobs: list[Held] = []
-        while lane.waiting and len(jobs) < max(most, track.free, 1):
-            held = lane.waiting[0]
+        waiting, pipe, expect = lane.waiting, track.pipe, lane.pace.expect
+        free, load, full = track.free, track.load, track.places * IN_PIPE
+        limit = max(most, free, 1)
+        once = lane.kind.at_most_once
+        while waiting and len(jobs) < limit:
+            held = waiting[0]
+            row = held.row
             # One that took its process down before runs with nothing behind it.
-            expected = (
-                IN_PIPE if held.row.crashes else min(lane.pace.expect(held.row.task), IN_PIPE)
-            )
-            alone = expected >= IN_PIPE or lane.kind.at_most_once
-            if not track.free and (alone or track.load >= track.places * IN_PIPE or most < 1):
+            expected = IN_PIPE if row.crashes else expect(row.task)
+            alone = once or expected >= IN_PIPE
+            if free <= 0 and (alone or load >= full or most < 1):
                 break
-            lane.waiting.popleft()
-            self._put(track, held, expected)
-            lane.in_pipes += 1
+            waiting.popleft()
+            if alone:
+                expected = min(expected, IN_PIPE)
+            else:
+                self.short_in_pipes += 1
+            pipe[held.serial] = (held, expected)
+            load += expected
+            free -= 1
             jobs.append(held)
-            if alone and not track.free:
+            if alone and free <= 0:
                 break
+        track.load = load
+        lane.in_pipes += len(jobs)
         return jobs
 
-    def _put(self, track: Track, held: Held, expected: float) -> None:
-        track.pipe[held.serial] = (held, expected)
-        track.load += expected
-        self.short_in_pipes += expected < IN_PIPE
+    def _put(self, track: Track, held: Held, lane: Lane) -> None:
+        """Put a job into a pipe that counts as long, so that nothing is put behind it."""
+        track.pipe[held.serial] = (held, IN_PIPE)
+        track.load += IN_PIPE
+        lane.in_pipes += 1
 
     def _track(self, lane: Lane) -> int:
         return 1 if lane.kind.asynchronous else 0

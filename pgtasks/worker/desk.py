@@ -21,6 +21,14 @@ from pgtasks.worker.link import Failed, Link, Reply, plain_array, text_array
 # How many due jobs one statement makes ready at most.
 PROMOTE_LIMIT = 1000
 
+# The event by which an outcome is told; the others fail.
+EVENTS = {
+    "succeeded": "job.finished",
+    "retry": "job.retried",
+    "cancelled": "job.cancelled",
+    "expired": "job.expired",
+}
+
 DatabaseCommand = (
     msg.Look
     | msg.Claim
@@ -102,7 +110,9 @@ class Desk:
             case msg.Settle():
                 self._settle(command, now)
             case msg.Tell(ended, late):
-                self._tell_ended(ended, late)
+                name = "job.late" if late else EVENTS.get(ended.kind, "job.failed")
+                if events.wanted(name):
+                    self._emit(name, ended)
             case _:
                 assert_never(command)
 
@@ -201,7 +211,10 @@ class Desk:
                 ids = frozenset(row[0] for row in reply)
                 self._tell(msg.Written(batch, ids))
                 for one in ended:
-                    self._tell_ended(one, one.held.row.id not in ids and not batch.again)
+                    late = one.held.row.id not in ids and not batch.again
+                    name = "job.late" if late else EVENTS.get(one.kind, "job.failed")
+                    if events.wanted(name):
+                        self._emit(name, one)
             elif isinstance(reply, Failed):
                 _tell_refused("Finish", reply)
                 reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
@@ -258,36 +271,26 @@ class Desk:
         row = {"queue": held.row.queue, "id": held.row.id, "token": held.token}
         self._link.submit([("lock_held", row)], done, now)
 
-    def _tell_ended(self, ended: msg.Ended, late: bool) -> None:
-        """Emit what became of a job, as far as anybody listens."""
+    def _emit(self, name: str, ended: msg.Ended) -> None:
+        """Tell what became of a job."""
         row = ended.held.row
-        if late:
-            name = "job.late"
-        elif ended.kind == "succeeded":
-            name = "job.finished"
-        else:
-            name = _EVENTS.get(ended.kind, "job.failed")
-        if events.wanted(name):
-            error = ended.error or {}
-            shown = row.task in self._shown
-            events.emit(
-                name,
-                id=row.id,
-                task=row.task,
-                queue=row.queue,
-                attempt=row.attempt,
-                state=ended.kind,
-                args=row.args if shown else None,
-                kwargs=row.kwargs if shown else None,
-                duration=None if ended.started is None else ended.stopped - ended.started,
-                delay=ended.delay,
-                error=f"{error['type']}: {error['message']}" if error else None,
-                expected=error.get("expected"),
-                traceback=_shown_traceback(name, error),
-            )
-
-
-_EVENTS = {"retry": "job.retried", "cancelled": "job.cancelled", "expired": "job.expired"}
+        error = ended.error or {}
+        shown = row.task in self._shown
+        events.emit(
+            name,
+            id=row.id,
+            task=row.task,
+            queue=row.queue,
+            attempt=row.attempt,
+            state=ended.kind,
+            args=row.args if shown else None,
+            kwargs=row.kwargs if shown else None,
+            duration=None if ended.started is None else ended.stopped - ended.started,
+            delay=ended.delay,
+            error=f"{error['type']}: {error['message']}" if error else None,
+            expected=error.get("expected"),
+            traceback=_shown_traceback(name, error),
+        )
 
 
 def _nothing(reply: Reply) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
-from typing import assert_never
+from typing import Any, assert_never
 
 import orjson
 
@@ -87,6 +87,9 @@ WAIT_LIMIT = 5.0
 
 # A child that dies before its first job (a hook of the app raised) is followed by another after this.
 SPAWN_AGAIN = 1.0
+
+# What a child reports beside outcomes that are to be written, see wire.
+OF_A_CHILD = frozenset(("skipped", "committed", "late"))
 
 CRASH = "pgtasks.Crash"  # the type under which a crash is stored; no class
 NO_FACTS = TaskFacts()
@@ -246,9 +249,9 @@ class Ledger:
             self.serial += 1
             held = Held(self.serial, row, event.token)
             if row.expired:
-                self.outbox.add(Ended(held, "expired", None, None, None, None, now), now)
+                self.outbox.add([Ended(held, "expired", None, None, None, None, now)], now)
             elif row.crashes >= MAX_CRASHES:
-                self.outbox.add(_quarantined(held, now), now)
+                self.outbox.add([_quarantined(held, now)], now)
             else:
                 taken.append(held)
         lane.take(taken, now)
@@ -256,25 +259,32 @@ class Ledger:
     # What children said
 
     def _reported(self, event: Reported, now: float) -> None:
-        for serial, kind, result, error, delay, started, stopped in event.records:
-            held = self.crew.ended(event.child, serial)
-            if held is None:  # reported twice: by pipe, and on the slate of a child that died then
-                continue
-            lane = self._lane(held)
+        watched = self.limits.active or self.deciding or self.cancelled
+        outcomes: list[Ended] = []
+        for held, record in self.crew.ended(event.child, event.records):
+            _, kind, result, error, delay, started, stopped = record
+            lane = self._lane_of.get(held.row.task, self.lanes[0])
             lane.in_pipes -= 1
-            cancelled = self._forget(serial)
-            if kind == "skipped":  # cancelled, or the lease was in doubt
-                if cancelled:
-                    self.outbox.add(_cancelled(held, None, now), now)
-                else:
-                    self.outbox.release([held])
-                continue
-            lane.pace.measure(held.row.task, stopped - started)
-            ended = Ended(held, kind, result, error, delay, started, stopped)
-            if kind in ("committed", "late"):
-                self._ended_by_itself(ended, late=kind == "late")
+            cancelled = self._forget(held.serial) if watched else False
+            if kind in OF_A_CHILD:
+                self._not_for_the_outbox(held, record, cancelled, now)
             else:
-                self.outbox.add(ended, now)
+                lane.pace.measure(held.row.task, stopped - started)
+                outcomes.append(Ended(held, kind, result, error, delay, started, stopped))
+        self.outbox.add(outcomes, now)
+
+    def _not_for_the_outbox(
+        self, held: Held, record: Sequence[Any], cancelled: bool, now: float
+    ) -> None:
+        """Take what a child says of a job that it did not begin, or whose success it wrote itself."""
+        _, kind, result, error, delay, started, stopped = record
+        if kind != "skipped":
+            ended = Ended(held, kind, result, error, delay, started, stopped)
+            self._ended_by_itself(ended, late=kind == "late")
+        elif cancelled:
+            self.outbox.add([_cancelled(held, None, now)], now)
+        else:  # the lease was in doubt
+            self.outbox.release([held])
 
     def _ended_by_itself(self, ended: Ended, *, late: bool) -> None:
         """Take note of a transactional job, whose child wrote the success itself."""
@@ -284,23 +294,24 @@ class Ledger:
         if late:
             self.late += 1
         else:
-            self._count(ended)
+            task = ended.held.row.task
+            self.finished[task] = self.finished.get(task, 0) + 1
+            self.ended_by_kind["succeeded"] = self.ended_by_kind.get("succeeded", 0) + 1
 
     def _written(self, event: Written) -> None:
         self.outbox.written(event)
-        for ended in event.batch.ended:
-            if ended.held.row.id in event.ids or event.batch.again:
-                self._count(ended)
-                if ended.kind == "retry":
+        batch, ids = event.batch, event.ids
+        finished, by_kind = self.finished, self.ended_by_kind
+        for ended in batch.ended:
+            row, kind = ended.held.row, ended.kind
+            if row.id in ids or batch.again:
+                finished[row.task] = finished.get(row.task, 0) + 1
+                by_kind[kind] = by_kind.get(kind, 0) + 1
+                if kind == "retry":
                     due = ended.stopped + (ended.delay or 0.0)
-                    self.lanes[0].intake.scheduled(ended.held.row.queue, due)
+                    self.lanes[0].intake.scheduled(row.queue, due)
             else:
                 self.late += 1
-
-    def _count(self, ended: Ended) -> None:
-        task = ended.held.row.task
-        self.finished[task] = self.finished.get(task, 0) + 1
-        self.ended_by_kind[ended.kind] = self.ended_by_kind.get(ended.kind, 0) + 1
 
     # Children that are gone
 
@@ -320,7 +331,7 @@ class Ledger:
             running = slots.get(held.serial)
             if running is None:
                 if cancelled:
-                    self.outbox.add(_cancelled(held, None, now), now)
+                    self.outbox.add([_cancelled(held, None, now)], now)
                 elif limit is not None:
                     self.over_limit.append((held, limit))
                 else:
@@ -348,11 +359,11 @@ class Ledger:
         facts = self._facts(held)
         hard = self._limits_of(held)[1]
         if reason is Reason.CANCEL:
-            self.outbox.add(_cancelled(held, running.began, now), now)
+            self.outbox.add([_cancelled(held, running.began, now)], now)
         elif reason is Reason.LIMIT and hard is not None and not self.killing:
             self.over_limit.append((held, hard))
         elif facts.at_most_once:
-            self.outbox.add(_lost(held, running.began, cause, now), now)
+            self.outbox.add([_lost(held, running.began, cause, now)], now)
         elif self.killing:
             self.outbox.release([held])
         elif member is not None and member.killed_for:  # for another job that it ran
@@ -364,7 +375,7 @@ class Ledger:
                 self.suspects.append(held)
         elif held.row.crashes + 1 >= MAX_CRASHES:
             ended = Ended(held, "quarantined", None, cause, None, running.began, now)
-            self.outbox.add(ended, now)
+            self.outbox.add([ended], now)
         else:
             self.outbox.crash(held, cause)
 
@@ -398,10 +409,10 @@ class Ledger:
             hit = [held for held in lane.waiting if asked(held, event.cancel)]
             for held in hit:
                 lane.waiting.remove(held)
-                self.outbox.add(_cancelled(held, None, now), now)
+                self.outbox.add([_cancelled(held, None, now)], now)
         for held in [held for held in self.suspects if asked(held, event.cancel)]:
             self.suspects.remove(held)
-            self.outbox.add(_cancelled(held, None, now), now)
+            self.outbox.add([_cancelled(held, None, now)], now)
         for number, member in self.crew.members.items():
             for held in member.jobs():
                 if not asked(held, event.cancel):
@@ -562,9 +573,12 @@ class Ledger:
 
     def _sent(self, number: int, jobs: Sequence[Held]) -> Send:
         for held in jobs:
-            soft, hard = self._limits_of(held)
-            if soft is not None or hard is not None:
-                self.limits.watch(held.serial, number, soft, hard, self._facts(held).asynchronous)
+            row = held.row
+            if row.options is not None or row.task in self._limited:
+                soft, hard = self._limits_of(held)
+                if soft is not None or hard is not None:
+                    apart = self._facts(held).asynchronous
+                    self.limits.watch(held.serial, number, soft, hard, apart)
         return Send(number, jobs)
 
     def _drain(self) -> Iterator[Command]:

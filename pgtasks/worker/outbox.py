@@ -7,7 +7,7 @@ with the last job of the claim whose exit is committed, in the same transaction,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pgtasks.worker.messages import (
@@ -71,11 +71,11 @@ class Outbox:
         """Take note of a claim."""
         self.claims[token] = jobs
 
-    def add(self, ended: Ended, now: float) -> None:
-        """Take an outcome."""
+    def add(self, ended: Sequence[Ended], now: float) -> None:
+        """Take outcomes."""
         if not self.outcomes:
             self.first_outcome_at = now
-        self.outcomes.append(ended)
+        self.outcomes += ended
 
     def release(self, jobs: Iterable[Held]) -> None:
         """Give jobs back unattempted."""
