@@ -28,6 +28,8 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
         with connection.cursor(row_factory=tuple_row) as cursor:
             if isinstance(operation, Statement):
                 return _execute(cursor, operation)
+            if _would_commit(connection):
+                cursor.execute(BEGIN)
             with connection.transaction():
                 reply: Any = None
                 while True:
@@ -54,6 +56,8 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
         async with connection.cursor(row_factory=tuple_row) as cursor:
             if isinstance(operation, Statement):
                 return await _aexecute(cursor, operation)
+            if _would_commit(connection):
+                await cursor.execute(BEGIN)
             async with connection.transaction():
                 reply: Any = None
                 while True:
@@ -72,6 +76,16 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
         if ours is None:
             raise
         raise ours from error
+
+
+# Any statement begins a transaction on a connection that is not in autocommit mode.
+BEGIN = "select"
+
+
+def _would_commit(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether a ``transaction()`` block would be a whole transaction, though the caller's begins with it."""
+    idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    return idle and not connection.autocommit
 
 
 def _execute(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
@@ -102,6 +116,8 @@ def named(error: psycopg.Error) -> Exception | None:
             )
         case psycopg.errors.CheckViolation():
             return DatabaseError(why)
+        case psycopg.errors.QueryCanceled() | psycopg.errors.LockNotAvailable():
+            return DatabaseError(f"the database took too long: {why}")
         case psycopg.OperationalError() if not error.sqlstate or error.sqlstate.startswith(
             ("08", "57P")
         ):

@@ -47,6 +47,22 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_job_that_begins_the_callers_transaction_is_rolled_back_with_it(app, note, dsn, way):
+    with psycopg.connect(dsn) as connection:
+        way(app, note, connection)
+        connection.rollback()
+        rolled_back = (texts(app), app.bundles())
+        way(app, note, connection)
+        before = texts(app)
+        connection.commit()
+
+    assert rolled_back == ([], [])
+    assert before == []
+    assert set(texts(app)) <= {"x", None}
+    assert texts(app)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_job_written_on_the_callers_connection_commits_and_rolls_back_with_it(
     app, note, connection, way
 ):
