@@ -15,31 +15,17 @@ import click
 import msgspec
 
 from pgtasks import App, JobState
-from pgtasks.options import WorkerOptions
 from pgtasks_cli import output
+from pgtasks_cli.liveness import NobodyError, claim_age, is_online, judge
 from pgtasks_cli.params import Names
 from pgtasks_cli.session import Session, pass_session
 
 if TYPE_CHECKING:
     from pgtasks.job import ClaimedJob, WorkerInfo
 
-NOBODY_ANSWERED = 69  # Celery's
-# A worker whose beat is older than its lease is as good as gone; the lease is not stored, this is its default.
-LEASE = WorkerOptions().lease
 LISTED = 1000
 
 Replies = Mapping[str, Any]
-
-
-class NobodyError(click.ClickException):
-    """No worker was heard of."""
-
-    exit_code = NOBODY_ANSWERED
-
-
-def is_online(worker: WorkerInfo) -> bool:
-    """Whether a worker was heard of within a lease."""
-    return worker.beat_age <= LEASE
 
 
 def inspect_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -242,6 +228,7 @@ def stats(session: Session, destination: tuple[str, ...]) -> None:
             "state": state(one),
             "uptime": round((now - one.started_at).total_seconds()),
             "beat_age": round(one.beat_age, 1),
+            "claim_age": rounded(claim_age(one)),
             "pool": {
                 "implementation": one.pool,
                 "max-concurrency": one.concurrency,
@@ -265,6 +252,9 @@ def stats(session: Session, destination: tuple[str, ...]) -> None:
 def ping(session: Session, destination: tuple[str, ...]) -> None:
     """Say which workers were heard of; exit with 69 if none was.
 
+    Heard of is a worker that gave a beat within its lease; how long ago that was, and how long since it
+    claimed or looked for jobs, stands beside. For probes: pgtasks health.
+
     \b
     Example:
       pgtasks inspect ping
@@ -276,9 +266,22 @@ def ping(session: Session, destination: tuple[str, ...]) -> None:
             output.document({})
         name = " of that name" if destination else ""
         raise NobodyError(
-            f"no nodes replied within time constraint: no worker{name} was heard of for {LEASE:g} s"
+            f"no nodes replied within time constraint: no worker{name} was heard of within its lease"
         )
-    answer(session, {one.name: {"ok": "pong"} for one in found}, found)
+    verdicts = {one.name: judge(one) for one in found}
+    if session.json:
+        replies: Replies = {
+            name: {"ok": "pong", "beat_age": one.beat_age, "claim_age": one.claim_age}
+            for name, one in verdicts.items()
+        }
+    else:
+        replies = {name: {"ok": f"pong, {one.text()}"} for name, one in verdicts.items()}
+    answer(session, replies, found)
+
+
+def rounded(seconds: float | None) -> float | None:
+    """Return seconds for people."""
+    return None if seconds is None else round(seconds, 1)
 
 
 def workers(app: App, destination: Sequence[str]) -> list[WorkerInfo]:

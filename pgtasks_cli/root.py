@@ -41,6 +41,7 @@ COMMANDS = {
     "bundles": Lazy("pgtasks_cli.bundles", "bundles", "Look at bundles, and retry, cancel or delete them."),
     "queues": Lazy("pgtasks_cli.queues", "queues", "Show how deep each queue is."),
     "inspect": Lazy("pgtasks_cli.inspect", "inspect", "Show what workers do and know."),
+    "health": Lazy("pgtasks_cli.health", "health", "Say by the exit code whether the workers of this host are alive."),
     "purge": Lazy("pgtasks_cli.purge", "purge", "Cancel every job that waits in a queue."),
     "demo": Lazy("pgtasks_cli.demo", "demo", "See it work: 1,500 real jobs, 4 processes, a private PostgreSQL."),
     "bench": Lazy("pgtasks_cli.bench", "command", "Measure what this machine and its PostgreSQL can do."),

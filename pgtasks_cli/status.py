@@ -19,7 +19,7 @@ def status(session: Session) -> None:
       pgtasks status
       pgtasks --dsn service=prod status --json
     """
-    from pgtasks_cli.inspect import is_online
+    from pgtasks_cli.liveness import is_online
 
     app = session.connect()
     counts = app.status()

@@ -565,7 +565,7 @@ def test_inspect_speaks_celerys_form_from_tables(run: Run, connection: psycopg.C
     assert (
         run("inspect", "registered").stdout == "->  one@host: OK\n    * cli.add\n\n1 node online.\n"
     )
-    assert run("inspect", "ping").stdout == "->  one@host: OK\n    pong\n\n1 node online.\n"
+    assert run("inspect", "ping").stdout.startswith("->  one@host: OK\n    pong, last beat ")
     assert '    * {"name": "default"}\n' in run("inspect", "active_queues").stdout
     assert (
         json.loads(run("inspect", "stats", "-j").stdout)["one@host"]["pool"]["max-concurrency"] == 2
