@@ -201,11 +201,15 @@ class FakeChild:
     running: list[msg.Held] = field(default_factory=list)
     unreported: list[tuple[Any, ...]] = field(default_factory=list)
     reported: list[tuple[Any, ...]] = field(default_factory=list)
+    skip_below: int = 0
     closed: bool = False  # no more jobs come
     killed: bool = False
     dead: bool = False
 
     def begin(self) -> bool:
+        while self.begun < len(self.inbox) and self.inbox[self.begun].serial < self.skip_below:
+            held = self.inbox.pop(self.begun)
+            self.unreported.append((held.serial, "skipped", None, None, None, None, None))
         if self.begun == len(self.inbox):
             return False
         self.running.append(self.inbox[self.begun])
@@ -386,6 +390,8 @@ class World:
             case msg.KillChild(number):
                 if number in self.children:
                     self.children[number].killed = True
+            case msg.Skip(number, below, _):
+                self.children[number].skip_below = below
             case _:
                 assert self.link_up, f"{command} without a connection"
                 self._check(command)
@@ -553,6 +559,8 @@ class World:
                 claimed = self._of(pipe.pop(serial))
                 assert claimed.child == number
                 claimed.place, claimed.kind = Place.ENDED, kind
+                if kind == "skipped":
+                    claimed.place = Place.RETURNING
 
     def _note_death(self, number: int, slots: Sequence[msg.Running]) -> None:
         member = self.ledger.crew.members.get(number)
