@@ -54,12 +54,20 @@ class Intake:
         listen: whether to ask for NOTIFY.
         now: monotonic seconds.
         lane: whose jobs it asks for; the first lane also promotes and listens, for all.
+        exact: never to claim more than what is wanted, in all queues together.
     """
 
     def __init__(
-        self, queues: Sequence[str], poll_interval: float, listen: bool, now: float, lane: int = 0
+        self,
+        queues: Sequence[str],
+        poll_interval: float,
+        listen: bool,
+        now: float,
+        lane: int = 0,
+        exact: bool = False,
     ) -> None:
         self._lane = lane
+        self._exact = exact
         self._queues = tuple(queues)
         self._poll_interval = poll_interval
         self._listen = listen
@@ -203,10 +211,14 @@ class Intake:
         queues = list(self.hot)[:MAX_QUEUES_A_ROUND]
         share = -(-want // len(queues))
         for queue in queues:
+            limit = min(share, want) if self._exact else share
+            if limit <= 0:
+                return
+            want -= limit
             self.hot.pop(queue)
             self.hot[queue] = None  # to the end of the turn
             self.claiming += 1
-            yield self._order(queue, share, now)
+            yield self._order(queue, limit, now)
 
     def _order(self, queue: str, limit: int, now: float) -> Claim:
         """Build a claim: from the cursors and the gaps between them, or a sweep when one is due."""

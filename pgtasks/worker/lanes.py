@@ -49,7 +49,9 @@ class Lane:
         self.waiting_since = now
         self.in_pipes = 0
         self.pace = Pace()
-        self.intake = Intake(queues, options.poll_interval, options.listen, now, number)
+        self.intake = Intake(
+            queues, options.poll_interval, options.listen, now, number, kind.at_most_once
+        )
         # How many of its jobs run at once in one child.
         self.places = options.async_concurrency if kind.asynchronous else options.threads
         self._prefetch = options.prefetch
