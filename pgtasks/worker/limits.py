@@ -108,11 +108,14 @@ class Limits:
     def _order(self, one: _Watched, began: float, now: float) -> Order | None:
         """Return the order that is due, and settle when a kill follows."""
         if one.cancelled and Order.CANCEL not in one.orders:
+            one.soft = None
             if self._kills:
                 one.kill_at, one.reason = now + self._grace, Reason.CANCEL
             return Order.CANCEL
         if one.hard is not None and now >= began + one.hard:
             hard, one.hard = one.hard, None
+            if one.asynchronous or self._kills:
+                one.soft = None
             if one.asynchronous:
                 if self._kills:
                     one.kill_at, one.reason = began + hard + CANCEL_GRACE, Reason.LIMIT
@@ -120,11 +123,7 @@ class Limits:
             if self._kills:
                 one.kill_at, one.reason = now, Reason.LIMIT
                 return None
-        if (
-            one.soft is not None
-            and now >= began + one.soft
-            and not one.orders & {Order.CANCEL, Order.HARD_LIMIT}
-        ):
+        if one.soft is not None and now >= began + one.soft:
             one.soft = None
             return Order.SOFT_LIMIT
         return None
