@@ -61,6 +61,7 @@ class Limits:
         self._kills = kills
         self._grace = grace
         self._watched: dict[int, _Watched] = {}
+        self._must_look = False  # a job was cancelled of which nobody knows whether it began
 
     @property
     def active(self) -> bool:
@@ -78,6 +79,7 @@ class Limits:
         if serial not in self._watched:
             self.watch(serial, child, None, None, asynchronous)
         self._watched[serial].cancelled = True
+        self._must_look = True
 
     def forget(self, serials: Iterable[int]) -> None:
         """Watch these no longer: they ended, or their child is gone."""
@@ -86,6 +88,7 @@ class Limits:
 
     def seen(self, running: Mapping[int, Sequence[Running]]) -> None:
         """Take note of what the slates say."""
+        self._must_look = False
         for slots in running.values():
             for one in slots:
                 watched = self._watched.get(one.serial)
@@ -130,6 +133,8 @@ class Limits:
 
     def next_wake(self, now: float) -> float:
         """Return the moment of the next `due`; inf: none is in sight."""
+        if self._must_look and self._watched:
+            return now
         moments = [float("inf")]
         for one in self._watched.values():
             since = now if one.began is None else one.began
