@@ -334,6 +334,8 @@ class Ledger:
                     self.outbox.add([_cancelled(held, None, now)], now)
                 elif limit is not None:
                     self.over_limit.append((held, limit))
+                elif member.alone:
+                    self._suspect(held)
                 else:
                     unbegun.append(held)
                 continue
@@ -369,10 +371,7 @@ class Ledger:
         elif member is not None and member.killed_for:  # for another job that it ran
             self._take_back([held])
         elif several > 1:
-            if self.phase is Phase.DRAINING:
-                self.outbox.release([held])
-            else:
-                self.suspects.append(held)
+            self._suspect(held)
         elif held.row.crashes + 1 >= MAX_CRASHES:
             ended = Ended(held, "quarantined", None, cause, None, running.began, now)
             self.outbox.add([ended], now)
@@ -388,6 +387,13 @@ class Ledger:
         else:
             ended = Ended(held, "committed", None, None, None, running.began, now)
             self._ended_by_itself(ended, late=False)
+
+    def _suspect(self, held: Held) -> None:
+        """Let a job run again alone, or go."""
+        if self.phase is Phase.DRAINING:
+            self.outbox.release([held])
+        else:
+            self.suspects.append(held)
 
     def _take_back(self, jobs: Sequence[Held]) -> None:
         """Let jobs that no child has begun wait again, before all others, or go."""
