@@ -254,7 +254,10 @@ class Ledger:
                 self.outbox.add([_quarantined(held, now)], now)
             else:
                 taken.append(held)
-        lane.take(taken, now)
+        if self._keeps:
+            lane.take(taken, now)
+        else:
+            self.outbox.release(taken)
 
     # What children said
 
@@ -390,14 +393,14 @@ class Ledger:
 
     def _suspect(self, held: Held) -> None:
         """Let a job run again alone, or go."""
-        if self.phase is Phase.DRAINING:
-            self.outbox.release([held])
-        else:
+        if self._keeps:
             self.suspects.append(held)
+        else:
+            self.outbox.release([held])
 
     def _take_back(self, jobs: Sequence[Held]) -> None:
         """Let jobs that no child has begun wait again, before all others, or go."""
-        if self.phase is Phase.DRAINING:
+        if not self._keeps:
             self.outbox.release(jobs)
             return
         for lane in self.lanes:
@@ -533,8 +536,7 @@ class Ledger:
 
     def _give_back(self, claiming: bool, now: float) -> Iterator[Command]:
         for lane in self.lanes:
-            late = now - lane.waiting_since > WAIT_LIMIT
-            if lane.waiting and (self.phase is Phase.DRAINING or late):
+            if lane.waiting and now - lane.waiting_since > WAIT_LIMIT:
                 self.outbox.release(lane.give_up())
         yield from self.outbox.returns(claiming, now)
 
@@ -598,7 +600,7 @@ class Ledger:
                 member.closing = True
                 yield CloseChild(number)
         # Jobs that are being claimed right now would stay behind.
-        coming = any(lane.intake.claiming or lane.waiting for lane in self.lanes)
+        coming = any(lane.intake.claiming for lane in self.lanes)
         if (
             not self.crew.members
             and not self.spawning
@@ -609,6 +611,11 @@ class Ledger:
             self.phase = Phase.STOPPED
 
     # What is known
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether what has not begun may wait here."""
+        return self.phase is not Phase.DRAINING and self.trust is not Trust.LOST
 
     def _lane(self, held: Held) -> Lane:
         return self._lane_of.get(held.row.task, self.lanes[0])
