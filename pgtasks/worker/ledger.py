@@ -422,6 +422,9 @@ class Ledger:
         for held in [held for held in self.suspects if asked(held, event.cancel)]:
             self.suspects.remove(held)
             self.outbox.add([_cancelled(held, None, now)], now)
+        for entry in [entry for entry in self.over_limit if asked(entry[0], event.cancel)]:
+            self.over_limit.remove(entry)
+            self.outbox.add([_cancelled(entry[0], None, now)], now)
         for number, member in self.crew.members.items():
             for held in member.jobs():
                 if not asked(held, event.cancel):
