@@ -516,7 +516,10 @@ class Ledger:
                 if not member.empty or overdue:  # overdue and empty: it hangs on its way out
                     yield KillChild(number)
             for held, _ in self.over_limit:
-                self.outbox.crash(held, SHUT_DOWN)
+                if self._facts(held).at_most_once:
+                    self.outbox.add(_lost(held, None, SHUT_DOWN, now), now)
+                else:
+                    self.outbox.crash(held, SHUT_DOWN)
             self.over_limit = []
 
     def _skip(self) -> Iterator[Command]:
@@ -695,7 +698,7 @@ def _quarantined(held: Held, now: float) -> Ended:
     return Ended(held, "quarantined", None, {"type": CRASH, "message": message}, None, None, now)
 
 
-def _lost(held: Held, began: float, cause: Cause, now: float) -> Ended:
+def _lost(held: Held, began: float | None, cause: Cause, now: float) -> Ended:
     """Fail a job of an at_most_once task that may have run to any point."""
     message = f"may have run when its process died: {cause.get('message', '')}"
     error = {
