@@ -268,9 +268,21 @@ class Ledger:
             _, kind, result, error, delay, started, stopped = record
             lane = self._lane_of.get(held.row.task, self.lanes[0])
             lane.in_pipes -= 1
-            cancelled = self._forget(held.serial) if watched else False
-            if kind in OF_A_CHILD:
-                self._not_for_the_outbox(held, record, cancelled, now)
+            limit = self.deciding.get(serial)
+            cancelled = self._forget(serial)
+            if kind == "skipped":  # cancelled, or the lease was in doubt
+                if cancelled:
+                    self.outbox.add([_cancelled(held, None, now)], now)
+                elif limit is not None:
+                    self.over_limit.append((held, limit))
+                else:
+                    self.outbox.release([held])
+                continue
+            # One that was killed for its limit took as long at least.
+            lane.pace.measure(held.row.task, stopped - started if limit is None else limit)
+            ended = Ended(held, kind, result, error, delay, started, stopped)
+            if kind in ("committed", "late"):
+                self._ended_by_itself(ended, late=kind == "late")
             else:
                 lane.pace.measure(held.row.task, stopped - started)
                 outcomes.append(Ended(held, kind, result, error, delay, started, stopped))
@@ -457,6 +469,7 @@ class Ledger:
         verdicts = [held for held, _ in self.over_limit]
         self.outbox.gone((*waiting, *self.suspects, *verdicts))
         self.suspects, self.over_limit = [], []
+        self.deciding.clear()
         self.outbox.lease_lost()
         self._stop_unbegun()
 
@@ -517,7 +530,7 @@ class Ledger:
                     yield KillChild(number)
             for held, _ in self.over_limit:
                 if self._facts(held).at_most_once:
-                    self.outbox.add(_lost(held, None, SHUT_DOWN, now), now)
+                    self.outbox.add([_lost(held, None, SHUT_DOWN, now)], now)
                 else:
                     self.outbox.crash(held, SHUT_DOWN)
             self.over_limit = []
@@ -578,6 +591,8 @@ class Ledger:
         """Let a child say what its time limit means for a job: its task's policy and hooks are user code."""
         while self.over_limit:
             held, hard = self.over_limit[0]
+            self.serial += 1  # by its old one it may be among those that are skipped
+            held = held._replace(serial=self.serial)
             number = self.crew.place_first(held, self._lane(held))
             if number is None:
                 return
