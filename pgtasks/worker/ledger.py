@@ -30,12 +30,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
-from typing import Any, assert_never
+from typing import NamedTuple, assert_never
 
 import orjson
 
 from pgtasks.options import MAX_CRASHES, WorkerOptions
-from pgtasks.worker.crew import Crew, Member
+from pgtasks.worker.crew import Crew
 from pgtasks.worker.lanes import Lane, lane_kinds, line
 from pgtasks.worker.limits import Limits, Reason
 from pgtasks.worker.messages import (
@@ -111,6 +111,28 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
+class _Death(NamedTuple):
+    """How the child of a job died that it had begun.
+
+    Attributes:
+        running: what the slate said of the job.
+        cause: what is known of the death.
+        reason: why the child was killed, if for this job.
+        killed: whether it was killed for any.
+        several: whether it ran others too.
+        cancelled: whether the job was cancelled.
+        limit: of a job that had been killed before, for this time limit, and was to be decided.
+    """
+
+    running: Running
+    cause: Cause
+    reason: Reason | None
+    killed: bool
+    several: bool
+    cancelled: bool
+    limit: float | None
+
+
 class Ledger:
     """Decides what a worker does next.
 
@@ -149,7 +171,7 @@ class Ledger:
         self.suspects: list[Held] = []
         self.over_limit: list[tuple[Held, float]] = []  # killed for their limit, not decided yet
         self.deciding: dict[int, float] = {}  # serial -> limit, of those that a child decides about
-        self.settling: dict[int, tuple[Held, Reason | None, Running, Cause]] = {}
+        self.settling: dict[int, _Death] = {}
         # serial -> child, of cancelled jobs in pipes: they end as cancelled if the child has not begun them.
         self.cancelled: dict[int, int] = {}
         self.skips_changed: set[int] = set()  # children
@@ -354,53 +376,55 @@ class Ledger:
                 else:
                     unbegun.append(held)
                 continue
-            reason = member.killed_for.get(held.serial)
+            death = _Death(
+                running,
+                event.cause,
+                member.killed_for.get(held.serial),
+                bool(member.killed_for),
+                len(slots) > 1,
+                cancelled,
+                limit,
+            )
             if running.session:
-                self.settling[held.serial] = (held, reason, running, event.cause)
+                self.settling[held.serial] = death
                 self.outbox.settle(held, running.session)
             else:
-                self._interrupted(held, reason, member, len(slots), running, event.cause, now)
+                self._interrupted(held, death, now)
         self._take_back(unbegun)
 
-    def _interrupted(
-        self,
-        held: Held,
-        reason: Reason | None,
-        member: Member | None,
-        several: int,
-        running: Running,
-        cause: Cause,
-        now: float,
-    ) -> None:
+    def _interrupted(self, held: Held, death: _Death, now: float) -> None:
         """Decide about a job that ran when its child died."""
-        facts = self._facts(held)
-        hard = self._limits_of(held)[1]
-        if reason is Reason.CANCEL:
-            self.outbox.add([_cancelled(held, running.began, now)], now)
-        elif reason is Reason.LIMIT and hard is not None and not self.killing:
-            self.over_limit.append((held, hard))
-        elif facts.at_most_once:
-            self.outbox.add([_lost(held, running.began, cause, now)], now)
+        began = death.running.began
+        limit = self._limits_of(held)[1] if death.reason is Reason.LIMIT else death.limit
+        not_to_blame = death.killed or death.several
+        if death.cancelled:
+            self.outbox.add([_cancelled(held, began, now)], now)
+        elif death.reason is Reason.LIMIT and limit is not None and not self.killing:
+            self.over_limit.append((held, limit))
+        elif self._facts(held).at_most_once:
+            self.outbox.add([_lost(held, began, death.cause, now)], now)
         elif self.killing:
             self.outbox.release([held])
-        elif member is not None and member.killed_for:  # for another job that it ran
+        elif limit is not None and not_to_blame:
+            self.over_limit.append((held, limit))
+        elif death.killed:  # for another job that it ran
             self._take_back([held])
-        elif several > 1:
+        elif death.several:
             self._suspect(held)
         elif held.row.crashes + 1 >= MAX_CRASHES:
-            ended = Ended(held, "quarantined", None, cause, None, running.began, now)
+            ended = Ended(held, "quarantined", None, death.cause, None, began, now)
             self.outbox.add([ended], now)
         else:
-            self.outbox.crash(held, cause)
+            self.outbox.crash(held, death.cause)
 
     def _settled(self, held: Held, alive: bool, now: float) -> None:
         """Go on with a transactional job whose child died, now that it is known whether it committed."""
         self.outbox.releasing -= 1
-        _, reason, running, cause = self.settling.pop(held.serial)
+        death = self.settling.pop(held.serial)
         if alive:
-            self._interrupted(held, reason, None, 1, running, cause, now)
+            self._interrupted(held, death, now)
         else:
-            ended = Ended(held, "committed", None, None, None, running.began, now)
+            ended = Ended(held, "committed", None, None, None, death.running.began, now)
             self._ended_by_itself(ended, late=False)
 
     def _suspect(self, held: Held) -> None:
