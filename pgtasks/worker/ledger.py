@@ -510,8 +510,9 @@ class Ledger:
         for number, member in self.crew.members.items():
             for held in member.jobs():
                 if self._facts(held).at_most_once and self.options.pool == "prefork":
-                    member.killed_for[held.serial] = Reason.LOST
-                    self.kill_children.append(number)
+                    if not member.killed_for:
+                        self.kill_children.append(number)
+                    member.killed_for.setdefault(held.serial, Reason.LOST)
 
     # Commands
 
@@ -542,7 +543,7 @@ class Ledger:
             yield from self._drain()
 
     def _kill(self, now: float) -> Iterator[Command]:
-        for number in dict.fromkeys(self.kill_children):
+        for number in self.kill_children:
             if number in self.crew.members:
                 yield KillChild(number)
         self.kill_children.clear()
@@ -574,8 +575,9 @@ class Ledger:
             if verdict.order is not None:
                 yield Interrupt(verdict.child, verdict.serial, verdict.order)
             elif verdict.reason is not None:
-                member.killed_for[verdict.serial] = verdict.reason
-                yield KillChild(verdict.child)
+                if not member.killed_for:
+                    yield KillChild(verdict.child)
+                member.killed_for.setdefault(verdict.serial, verdict.reason)
 
     def _give_back(self, claiming: bool, now: float) -> Iterator[Command]:
         for lane in self.lanes:
