@@ -20,7 +20,7 @@ from pgtasks.worker.intake import (
     SWEEP_INTERVAL,
     Intake,
 )
-from tests.unit.worker_model import Database, check_ranges, claimed_row
+from tests.unit.worker_fakes import Database, check_ranges, claimed_row
 
 priorities = st.integers(msg.LOWEST, msg.HIGHEST)
 REPLY = 0.001  # seconds that the server takes for a simple answer

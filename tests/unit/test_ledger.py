@@ -15,7 +15,8 @@ from pgtasks.worker.ledger import (
 )
 from pgtasks.worker.outbox import FLUSH_BATCH, FLUSH_DELAY, OUTCOMES_LIMIT
 from pgtasks.worker.pace import IN_PIPE
-from tests.unit.worker_model import QUEUES, UNSTORABLE, World, claimed_row, weight
+from tests.unit.worker_fakes import QUEUES, UNSTORABLE, claimed_row
+from tests.unit.worker_model import World, weight
 
 
 class Worker:
@@ -397,9 +398,9 @@ def test_an_outcome_that_cannot_be_stored_fails_its_own_job_only():
         while world.units:
             world.answer()
     (child,) = world.children.values()
-    while child.begin():
-        result = UNSTORABLE if child.running[0].row.id == bad else None
-        child.end(0, world.now, 1e-5, "succeeded", result)
+    while sent_one := world.begin(child):
+        result = UNSTORABLE if sent_one.held.row.id == bad else None
+        world.end(child, seconds=1e-5, result=result)
 
     world.run_until(lambda: not world.database.jobs)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pgtasks.worker.messages import ClaimedRow
 from pgtasks.worker.wire import HEADER, FrameReader, frame, pack_jobs, read_jobs, write_all
-from tests.unit.worker_model import claimed_row
+from tests.unit.worker_fakes import claimed_row
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(

@@ -2,254 +2,77 @@
 
 `World` performs the ledger's commands as the parent does, on a `Database` and on `FakeChild`s that do
 what the test says. It knows the place of each claimed job by itself and checks each command against it:
-a broken promise is an AssertionError at the command that broke it.
+a broken promise is an AssertionError at the command that broke it, or, if nothing was done that had to be,
+at `check_duties`.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
 from pgtasks.options import MAX_CRASHES, WorkerOptions
 from pgtasks.worker import messages as msg
 from pgtasks.worker.ledger import Ledger, Phase
+from pgtasks.worker.limits import CANCEL_GRACE, Reason
+from pgtasks.worker.messages import Order, TaskFacts, Trust
+from pgtasks.worker.slate import SKIPS
+from tests.unit.worker_fakes import (
+    QUEUES,
+    Database,
+    FakeChild,
+    RefusedByValueError,
+    Sent,
+    check_ranges,
+)
 
-QUEUES = ("first", "second")
-UNSTORABLE = "unstorable"  # a result that the database refuses
+SOFT, HARD = 2.0, 5.0
+
+# One task for each thing that can be said of one; those of the first lane have a measured duration.
+TASKS = {
+    "short": TaskFacts(),
+    "medium": TaskFacts(),
+    "long": TaskFacts(),
+    "limited": TaskFacts(soft_time_limit=SOFT, time_limit=HARD),
+    "transactional": TaskFacts(transactional=True),
+    "transactional limited": TaskFacts(transactional=True, time_limit=HARD),
+    "once": TaskFacts(at_most_once=True),
+    "once limited": TaskFacts(at_most_once=True, time_limit=HARD),
+    "once transactional": TaskFacts(at_most_once=True, transactional=True),
+    "coroutine": TaskFacts(asynchronous=True),
+    "coroutine limited": TaskFacts(asynchronous=True, soft_time_limit=SOFT, time_limit=HARD),
+    "coroutine once": TaskFacts(asynchronous=True, at_most_once=True),
+    "coroutine once limited": TaskFacts(asynchronous=True, at_most_once=True, time_limit=HARD),
+}
 
 Key = tuple[str, str]  # token and id: one claim of one job
 Answer = Literal["ok", "refused", "again"]
 
 
-def claimed_row(**changed: Any) -> msg.ClaimedRow:
-    """Return a row as claim_jobs gives it."""
-    values: dict[str, Any] = dict.fromkeys(msg.ClaimedRow._fields)
-    values |= {
-        "id": str(uuid.uuid4()),
-        "seq": 1,
-        "priority": 0,
-        "task": "task",
-        "args": "[]",
-        "kwargs": "{}",
-        "attempt": 1,
-        "crashes": 0,
-        "created_at": 0.0,
-        "expired": False,
-        "queue": QUEUES[0],
-    }
-    return msg.ClaimedRow(**(values | changed))
-
-
-@dataclass(slots=True)
-class StoredJob:
-    """A row of the table job."""
-
-    id: str
-    seq: int
-    queue: str
-    priority: int = 0
-    task: str = "task"
-    crashes: int = 0
-    attempt: int = 0
-    start_at: float | None = None  # set: scheduled
-    expired: bool = False
-    token: str | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self.start_at is None and self.token is None
-
-
-class RefusedByValueError(Exception):
-    """The database cannot store one value of a batch."""
-
-
-class Database:
-    """What the statements of schema/statements do, in a few dictionaries."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, StoredJob] = {}
-        self.claims: dict[str, list[str]] = {}
-        self.ended: dict[str, list[str]] = {}  # id -> how it ended, each time
-        self.idle = False
-        self._inserted = 0
-        self._seq = 0
-        self._skipped: list[int] = []
-
-    def insert(self, queue: str, *, late: bool = False, **fields: Any) -> StoredJob:
-        """Add a job; a late one took its seq long ago and is committed only now."""
-        self._seq += 2
-        self._skipped.append(self._seq - 1)
-        seq = self._skipped.pop(0) if late else self._seq
-        self._inserted += 1
-        job = StoredJob(str(uuid.UUID(int=self._inserted)), seq, queue, **fields)
-        self.jobs[job.id] = job
-        return job
-
-    def look(self, now: float) -> dict[str, tuple[bool, float | None]]:
-        found: dict[str, tuple[bool, float | None]] = {}
-        for queue in QUEUES:
-            rows = [job for job in self.jobs.values() if job.queue == queue]
-            due = [job.start_at for job in rows if job.start_at is not None]
-            found[queue] = (any(job.ready for job in rows), min(due) - now if due else None)
-        return found
-
-    def claim(self, order: msg.Claim, token: str, locked: int) -> list[msg.ClaimedRow]:
-        """Claim by ranges, in order, stepping over so many rows that somebody else has locked."""
-        line = sorted(
-            (job for job in self.jobs.values() if job.queue == order.queue and job.ready),
-            key=lambda job: (-job.priority, job.seq),
-        )
-        taken: list[StoredJob] = []
-        for high, low, after in zip(order.high, order.low, order.after, strict=True):
-            within = [
-                job
-                for job in line
-                if low <= job.priority <= high and (after is None or job.seq > after)
-            ]
-            taken += within[locked:] if len(within) > locked else within
-        taken = taken[: order.limit]
-        assert len({job.id for job in taken}) == len(taken), "the ranges of a claim overlap"
-        for job in taken:
-            job.token = token
-            job.attempt += 1
-        if taken:
-            self.claims[token] = [job.id for job in taken]
-        return [
-            claimed_row(
-                id=job.id,
-                seq=job.seq,
-                priority=job.priority,
-                task=job.task,
-                attempt=job.attempt,
-                crashes=job.crashes,
-                expired=job.expired,
-                queue=job.queue,
-            )
-            for job in reversed(taken)  # the statement promises no order
-        ]
-
-    def promote(self, queue: str, now: float) -> None:
-        for job in self.jobs.values():
-            if job.queue == queue and job.start_at is not None and job.start_at <= now:
-                self._renew(job)
-
-    def finish(self, batch: msg.Batch, now: float) -> frozenset[str]:
-        mine = [ended for ended in batch.ended if self._holds(ended.held)]
-        if any(ended.result == UNSTORABLE for ended in mine):
-            raise RefusedByValueError
-        for ended in mine:
-            job = self.jobs[ended.held.row.id]
-            if ended.kind == "retry":
-                job.token = None
-                self._renew(job)
-                job.start_at = now + ended.delay if ended.delay else None
-            else:
-                del self.jobs[job.id]
-                self.ended.setdefault(job.id, []).append(ended.kind)
-        self.end_claims(batch.claims)
-        return frozenset(ended.held.row.id for ended in mine)
-
-    def release_jobs(self, command: msg.Release | msg.Crash) -> None:
-        for held in command.jobs:
-            if self._holds(held):
-                job = self.jobs[held.row.id]
-                job.token = None
-                if isinstance(command, msg.Crash):
-                    job.crashes += 1
-                else:
-                    job.attempt -= 1
-        self.end_claims(command.claims)
-
-    def end_claims(self, tokens: Iterable[str]) -> None:
-        for token in tokens:
-            self.claims.pop(token, None)
-            left = [job.id for job in self.jobs.values() if job.token == token]
-            assert not left, f"claim {token} ended, and nobody could rescue {left} any more"
-
-    def release_lost(self, known: Sequence[str]) -> None:
-        for token in [token for token in self.claims if token not in known]:
-            del self.claims[token]
-            for job in self.jobs.values():
-                if job.token == token:
-                    job.token = None
-                    job.attempt -= 1
-
-    def rescue(self) -> None:
-        """Do what another worker does once it takes this one for dead."""
-        self.release_lost(())
-
-    def _holds(self, held: msg.Held) -> bool:
-        return held.row.id in self.jobs and self.jobs[held.row.id].token == held.token
-
-    def _renew(self, job: StoredJob) -> None:
-        self._seq += 2
-        job.seq, job.start_at = self._seq, None
-
-
-@dataclass(slots=True)
-class FakeChild:
-    """A child: what it was sent, how many jobs it began, and what it has to report."""
-
-    number: int
-    inbox: list[msg.Held] = field(default_factory=list)
-    begun: int = 0
-    running: list[msg.Held] = field(default_factory=list)
-    unreported: list[tuple[Any, ...]] = field(default_factory=list)
-    reported: list[tuple[Any, ...]] = field(default_factory=list)
-    skip_below: int = 0
-    closed: bool = False  # no more jobs come
-    killed: bool = False
-    dead: bool = False
-
-    def begin(self) -> bool:
-        while self.begun < len(self.inbox) and self.inbox[self.begun].serial < self.skip_below:
-            held = self.inbox.pop(self.begun)
-            self.unreported.append((held.serial, "skipped", None, None, None, None, None))
-        if self.begun == len(self.inbox):
-            return False
-        self.running.append(self.inbox[self.begun])
-        self.begun += 1
-        return True
-
-    def end(
-        self,
-        which: int,
-        now: float,
-        seconds: float,
-        kind: str = "succeeded",
-        result: str | None = None,
-        delay: float | None = None,
-    ) -> None:
-        held = self.running.pop(which % len(self.running))
-        error = None if kind == "succeeded" else {"type": "ValueError", "message": "no"}
-        record = (held.serial, kind, result, error, delay, now - seconds, now)
-        self.unreported.append(record)
-
-    def report(self) -> list[tuple[Any, ...]]:
-        records, self.unreported = self.unreported, []
-        self.reported += records
-        return records
-
-
 class Place(Enum):
     """Where a claimed job is, in the words of the ledger's drawing."""
 
-    WAITING = "waiting"
-    PIPE = "in a child's pipe"
+    WAITING = "waits"
+    SUSPECT = "is a suspect"
+    PIPE = "is in a child's pipe"
+    OVER_LIMIT = "was killed for its time limit"
+    SETTLING = "may have committed"
+    SETTLED = "was settled by its child"
     ENDED = "has an outcome"
-    RETURNING = "to be released"
-    CRASHED = "to be charged a crash"
-    LEAVING = "its exit is under way"
-    GONE = "gone"
-    FORGOTTEN = "not ours any more"
+    RETURNING = "is to be released"
+    CRASHED = "is to be charged a crash"
+    LEAVING = "has its exit under way"
+    GONE = "is gone"
+    FORGOTTEN = "is not ours any more"
 
 
-HELD = (Place.WAITING, Place.PIPE, Place.ENDED, Place.RETURNING, Place.CRASHED)
+UNSENT = (Place.WAITING, Place.SUSPECT)
+OUT = (Place.LEAVING, Place.GONE, Place.FORGOTTEN)
+HELD = tuple(place for place in Place if place not in OUT)
 
 
 @dataclass(slots=True)
@@ -260,6 +83,14 @@ class Claimed:
     place: Place
     child: int | None = None
     kind: str | None = None  # the outcome
+    deciding: bool = False  # in the pipe for what its time limit means
+    cancelled: bool = False  # in the pipe
+    interrupt: bool = False
+    # Of the death of its child, while it may have committed: why it was killed, if for another's sake, and
+    # how many ran.
+    death: tuple[Reason | None, bool, int] = (None, False, 0)
+    began: bool = False  # a child began it, and no outcome is known
+    ours: bool = True
 
 
 @dataclass(slots=True)
@@ -271,23 +102,39 @@ class Unit:
 
 
 class World:
-    """A ledger with everything around it."""
+    """A ledger with everything around it.
 
-    def __init__(self, **options: Any) -> None:
+    Args:
+        tasks: what is known of the tasks.
+        options: the worker's.
+    """
+
+    def __init__(self, tasks: Mapping[str, TaskFacts] | None = None, **options: Any) -> None:
         self.now = 1000.0
         self.options = WorkerOptions(**options)
-        self.ledger = Ledger(self.options, QUEUES, self.now)
+        many = self.options.async_concurrency > 1
+        self.tasks = {
+            name: facts._replace(asynchronous=facts.asynchronous and many)
+            for name, facts in (tasks or {}).items()
+        }
+        self.ledger = Ledger(self.options, QUEUES, self.now, self.tasks)
         self.database = Database()
         self.link_up = False
         self.units: deque[Unit] = deque()
         self.events: list[msg.Event] = []
         self.children: dict[int, FakeChild] = {}
+        self.known_children: set[int] = set()  # to the ledger
+        self.alone: set[int] = set()  # children that have a suspect
         self.unborn = 0
         self.claimed: dict[Key, Claimed] = {}
+        self.trust = Trust.SURE
         self.stop_asked = False
         self.charged: list[str] = []
+        self.lost: list[str] = []  # of at_most_once tasks, ended as such
+        self.told: list[msg.Tell] = []
         self.released = 0
         self.sweeps: list[tuple[float, str]] = []
+        self.begun_once: set[str] = set()
         self._next_child = 0
 
     # What happens
@@ -295,6 +142,10 @@ class World:
     def cycle(self) -> list[Any]:
         """Tell the ledger what happened and perform its commands, as the parent's `cycle` does."""
         happened, self.events = self.events, []
+        if self.ledger.limits.active:
+            happened.append(
+                msg.Seen({number: one.slate() for number, one in self.children.items()})
+            )
         for event in happened:
             self._note(event)
             self.ledger.handle(event, self.now)
@@ -302,6 +153,16 @@ class World:
         for command in self.ledger.commands(self.now):
             self._perform(command)
             done.append(command)
+        if self.ledger.killing:
+            self._note_killing()
+        if any(
+            isinstance(event, msg.LeaseLost)
+            or (isinstance(event, msg.TrustChanged) and event.trust is Trust.LOST)
+            for event in happened
+        ):
+            self._check_nothing_begins()
+        if any(isinstance(event, msg.CancelAsked) for event in happened):
+            self._check_skips()
         return done
 
     def connect(self) -> None:
@@ -326,7 +187,10 @@ class World:
     def start_child(self) -> None:
         self.unborn -= 1
         self._next_child += 1
-        self.children[self._next_child] = FakeChild(self._next_child)
+        places = [self.options.threads]
+        if self.options.async_concurrency > 1:
+            places.append(self.options.async_concurrency)
+        self.children[self._next_child] = FakeChild(self._next_child, places, self.facts)
         self.events.append(msg.ChildStarted(self._next_child))
 
     def fail_to_start(self) -> None:
@@ -343,13 +207,50 @@ class World:
         return [
             one
             for one in self.children.values()
-            if one.dead
-            or one.killed
-            or (one.closed and one.begun == len(one.inbox) and not one.running)
+            if one.dead or one.killed or (one.closed and not one.inbox and not one.running)
         ]
 
     def wake(self, queue: str) -> None:
         self.events.append(msg.Woken(queue))
+
+    def begin(self, child: FakeChild, track: int = 0, session: bool = True) -> Sent | None:
+        """Let a child begin its next job, and check that it may run."""
+        sent = child.begin(self.now, track, session)
+        if sent is None:
+            return None
+        claimed = self._of(sent.held)
+        assert claimed.ours, "a job that was sent before the lease was lost began after that"
+        assert not child.killed or claimed.place is Place.PIPE
+        if sent.over_limit is None:
+            claimed.began = True
+            if self.facts(sent.task).at_most_once:
+                assert claimed.row.id not in self.begun_once, "an at_most_once job began twice"
+                self.begun_once.add(claimed.row.id)
+        return sent
+
+    def commit(self, sent: Sent) -> None:
+        """Let a child write the success of a transactional job."""
+        if sent.session and sent.committed is None:
+            sent.committed = "committed" if self.database.commit(sent.held) else "late"
+
+    def end(
+        self,
+        child: FakeChild,
+        which: int = 0,
+        seconds: float = 0.001,
+        kind: str = "succeeded",
+        result: str | None = None,
+        delay: float | None = None,
+    ) -> None:
+        """Let a job of a child end."""
+        sent = child.running[which % len(child.running)]
+        if sent.over_limit is not None and kind not in ("failed", "retry"):
+            kind = "failed"
+        if kind == "succeeded":
+            self.commit(sent)
+        if kind == "retry" and sent.committed is None:
+            self.begun_once.discard(sent.held.row.id)  # it may begin again, by its own policy
+        child.end(sent, self.now, seconds, kind, result, delay)
 
     def report(self, number: int, twice: bool = False) -> None:
         child = self.children[number]
@@ -362,12 +263,19 @@ class World:
         self.report(number, twice)
         child = self.children.pop(number)
         cause = {"type": "pgtasks.Crash", "message": "was killed", "traceback": "", "args": None}
-        slots = [msg.Running(held.serial, self.now, 0) for held in child.inbox[: child.begun]]
-        self.events.append(msg.ChildDied(number, slots, cause))
+        self.events.append(msg.ChildDied(number, child.slate(), cause))
+
+    def cancel(self, ids: Iterable[str], interrupt: bool = False) -> None:
+        told = self.database.request_cancel(ids)
+        self.events.append(msg.CancelAsked(told, told if interrupt else {}))
 
     def lose_lease(self) -> None:
         self.database.rescue()
         self.events.append(msg.LeaseLost())
+
+    def change_trust(self, trust: Trust) -> None:
+        if trust is not self.trust:
+            self.events.append(msg.TrustChanged(trust))
 
     def stop(self, at_once: bool = False) -> None:
         self.stop_asked = True
@@ -378,69 +286,196 @@ class World:
     def _perform(self, command: Any) -> None:
         match command:
             case msg.Spawn():
-                assert not self.stop_asked, "a child was started while draining"
+                decides = any(one.place is Place.OVER_LIMIT for one in self.claimed.values())
+                assert not self.stop_asked or decides, "a child was started while draining"
                 self.unborn += 1
-                assert len(self.children) + self.unborn <= self.options.concurrency + len(
+                open_ones = sum(not one.closed for one in self.children.values())
+                assert open_ones + self.unborn <= self.options.children + len(
                     [event for event in self.events if isinstance(event, msg.ChildDied)]
                 ), "too many children"
-            case msg.Send(number, jobs):
-                self._send(number, jobs)
+            case msg.Send():
+                self._send(command)
+            case msg.Interrupt(number, serial, order):
+                self._interrupt(self.children[number], serial, order)
+            case msg.Skip(number, below, serials):
+                self.children[number].skip(below, serials)
             case msg.CloseChild(number):
+                assert self.stop_asked, "a child was closed while there is work"
                 self.children[number].closed = True
             case msg.KillChild(number):
-                if number in self.children:
-                    self.children[number].killed = True
-            case msg.Skip(number, below, _):
-                self.children[number].skip_below = below
+                self._kill(self.children[number])
+            case msg.Tell(ended, late):
+                claimed = self._leave(ended.held, Place.SETTLED)
+                assert (claimed.kind == "late") == late
+                assert ended.kind == "succeeded"
+                claimed.place = Place.GONE
+                self.told.append(command)
             case _:
                 assert self.link_up, f"{command} without a connection"
                 self._check(command)
                 token = str(uuid.uuid4()) if isinstance(command, msg.Claim) else ""
                 self.units.append(Unit(command, token))
 
-    def _send(self, number: int, jobs: Sequence[msg.Held]) -> None:
-        assert not self.stop_asked, "jobs were sent while draining"
-        assert jobs, "an empty frame was sent"
-        for held in jobs:
-            claimed = self._of(held)
-            assert claimed.place is Place.WAITING, f"sent, though it {claimed.place.value}"
-            claimed.place, claimed.child = Place.PIPE, number
+    def _send(self, command: msg.Send) -> None:
+        number, jobs, over_limit = command.child, command.jobs, command.over_limit
         child = self.children[number]
+        assert jobs, "an empty frame was sent"
         assert not child.closed, "jobs were sent to a child that was closed"
-        if not child.dead:
-            child.inbox += jobs
+        assert self.trust is Trust.SURE, "jobs were sent while the lease is in doubt"
+        assert number not in self.alone, "a suspect is not alone"
+        assert over_limit is not None or not self.stop_asked, "jobs were sent while draining"
+        for held in jobs:
+            claimed, facts = self._of(held), self.facts(held.row.task)
+            before = [
+                one
+                for one in self._in_pipe(number)
+                if self.facts(one.row.task).asynchronous == facts.asynchronous
+            ]
+            if over_limit is not None:
+                assert claimed.place is Place.OVER_LIMIT, (
+                    f"to be decided, though it {claimed.place}"
+                )
+                assert over_limit == self.limits(held.row)[1]
+                assert len(jobs) == 1
+            else:
+                assert claimed.place in UNSENT, f"sent, though it {claimed.place.value}"
+                if facts.at_most_once:
+                    assert not claimed.began, "an at_most_once job may run again"
+                    places = child.places[1 if facts.asynchronous else 0]
+                    assert len(before) < places, "an at_most_once job lies behind another"
+            if claimed.place is Place.SUSPECT:
+                assert len(jobs) == 1
+                assert not self._in_pipe(number), "a suspect is not alone"
+                self.alone.add(number)
+            assert not claimed.cancelled, "a cancelled job is sent"
+            claimed.place, claimed.child = Place.PIPE, number
+            claimed.deciding = over_limit is not None
+            if not child.dead:
+                child.inbox.append(Sent(held, over_limit))
+
+    def _interrupt(self, child: FakeChild, serial: int, order: Order) -> None:
+        sent = next((one for one in child.running if one.serial == serial), None)
+        if sent is None:  # it ended at the same moment
+            assert serial in child.begun, "an order for what never began"
+            return
+        assert order not in sent.orders, "an order was given twice"
+        soft, hard = self.limits(sent.held.row)
+        ran = self.now - sent.began
+        match order:
+            case Order.SOFT_LIMIT:
+                assert soft is not None
+                assert ran >= soft
+                assert not sent.orders
+            case Order.HARD_LIMIT:
+                assert hard is not None
+                assert ran >= hard
+                assert self.facts(sent.task).asynchronous
+            case Order.CANCEL:
+                assert self._of(sent.held).interrupt
+        sent.orders[order] = self.now
+
+    def _kill(self, child: FakeChild) -> None:
+        child.killed = True
+        if self.ledger.killing:
+            assert self.stop_asked, "killed without being asked to"
+            return
+        assert self.options.pool == "prefork", "only children of a pool of processes are killed"
+        member = self.ledger.crew.members[child.number]
+        child.kills += 1
+        assert child.kills == 1, "a child was killed twice"
+        for sent in child.running:
+            reason = member.killed_for.get(sent.serial)
+            claimed, facts = self._of(sent.held), self.facts(sent.task)
+            hard = self.limits(sent.held.row)[1]
+            match reason:
+                case Reason.LIMIT:
+                    assert hard is not None
+                    assert self.now >= sent.began + hard
+                    assert Order.HARD_LIMIT in sent.orders or not facts.asynchronous
+                case Reason.CANCEL:
+                    assert claimed.interrupt
+                    assert self.now >= sent.orders[Order.CANCEL] + self.options.grace
+                case Reason.LOST:
+                    assert facts.at_most_once
+                    assert self.trust is Trust.LOST or not claimed.ours
+                case None:
+                    pass
 
     def _check(self, command: Any) -> None:
         match command:
             case msg.Claim():
-                assert not self.stop_asked, "a claim while draining"
-                assert command.limit >= 1
-                check_ranges(command)
-                if command.sweep:
-                    self.sweeps.append((self.now, command.queue))
+                self._check_claim(command)
             case msg.Finish(batch):
                 for ended in batch.ended:
+                    self._note_given_up(ended.held)
                     claimed = self._leave(ended.held, Place.ENDED)
                     given_up = claimed.kind == "refused" and ended.kind == "failed"
                     assert given_up or ended.kind == claimed.kind, f"{ended} for {claimed}"
+                    if (ended.error or {}).get("type") == "pgtasks.errors.JobLostError":
+                        assert self.facts(ended.held.row.task).at_most_once
+                        self.lost.append(ended.held.row.id)
                 self._check_tokens(batch.claims)
             case msg.Release(jobs, claims):
                 for held in jobs:
-                    self._leave(held, Place.WAITING, Place.RETURNING)
+                    claimed = self._leave(held, *UNSENT, Place.RETURNING)
+                    self._check_may_go_back(claimed)
                 self.released += len(jobs)
                 self._check_tokens(claims)
             case msg.Crash(jobs, claims, causes):
                 assert len(causes) == len(jobs)
                 for held in jobs:
-                    self._leave(held, Place.CRASHED)
+                    self._note_given_up(held)
+                    claimed = self._leave(held, Place.CRASHED)
+                    self._check_may_go_back(claimed)
                     self.charged.append(held.row.id)
                 self._check_tokens(claims)
             case msg.ReleaseLost(known):
                 live = (*HELD, Place.LEAVING)
                 own = {key[0] for key, one in self.claimed.items() if one.place in live}
                 assert own <= set(known), "a token of a held job is called unknown"
+            case msg.Settle(held, session):
+                assert self._of(held).place is Place.SETTLING
+                assert session == 1000 + held.serial
             case _:
                 pass
+
+    def _check_claim(self, command: msg.Claim) -> None:
+        assert not self.stop_asked, "a claim while draining"
+        assert self.trust is Trust.SURE, "a claim while the lease is in doubt"
+        assert command.limit >= 1
+        check_ranges(command)
+        if command.sweep:
+            self.sweeps.append((self.now, command.queue))
+        kind = self.ledger.kinds[command.lane]
+        if kind.at_most_once:
+            asked = command.limit + sum(
+                unit.command.limit
+                for unit in self.units
+                if isinstance(unit.command, msg.Claim) and unit.command.lane == command.lane
+            )
+            waiting = sum(
+                one.place is Place.WAITING and one.row.task in kind.tasks
+                for one in self.claimed.values()
+            )
+            assert asked + waiting <= self._free(kind.asynchronous), "more than can begin at once"
+
+    def _free(self, asynchronous: bool) -> int:
+        free = 0
+        for number in self.known_children - self.alone:
+            child = self.children.get(number)
+            if child is None or child.closed:  # its death is not known yet
+                continue
+            track = [
+                one
+                for one in self._in_pipe(number)
+                if self.facts(one.row.task).asynchronous == asynchronous
+            ]
+            free += max(0, child.places[1 if asynchronous else 0] - len(track))
+        return free
+
+    def _check_may_go_back(self, claimed: Claimed) -> None:
+        once = self.facts(claimed.row.task).at_most_once
+        assert not (once and claimed.began and claimed.ours), "an at_most_once job goes back"
 
     def _leave(self, held: msg.Held, *places: Place) -> Claimed:
         claimed = self._of(held)
@@ -454,8 +489,76 @@ class World:
             held = token in tokens and claimed.place in HELD
             assert not held, f"a claim ends, though a job of it {claimed.place.value}"
 
+    # What must have been done
+
+    def _check_nothing_begins(self) -> None:
+        """Nothing that lies in a pipe begins now, and what must not run twice is ended."""
+        for child in self.living():
+            for sent in child.inbox:
+                assert sent.serial < child.skip_below, "it may begin without a lease"
+            held = [*child.inbox, *child.running]
+            once = any(self.facts(one.task).at_most_once for one in held)
+            if once and self.options.pool == "prefork":
+                assert child.killed, "an at_most_once job runs on without a lease"
+
+    def _check_skips(self) -> None:
+        for child in self.living():
+            cancelled = {one.serial for one in child.inbox if self._of(one.held).cancelled}
+            if len(cancelled) <= SKIPS // 2:  # with others, that run
+                below = {serial for serial in cancelled if serial < child.skip_below}
+                assert cancelled <= {*child.skips, *below}, "a cancelled job may begin"
+
+    def check_duties(self) -> None:
+        """Assert that everything that is due was done, and that the ledger wakes for what comes next."""
+        wake = self.ledger.next_wake(self.now)
+        for child in self.living():
+            if child.killed or child.number not in self.known_children:
+                continue
+            for sent in child.inbox:
+                for limit in self.limits(sent.held.row):
+                    if limit is not None and sent.over_limit is None:
+                        assert wake <= self.now + limit, "it may begin, and run too long unseen"
+            for sent in child.running:
+                if sent.over_limit is None or self._of(sent.held).cancelled:
+                    self._check_duty(sent, wake)
+
+    def _check_duty(self, sent: Sent, wake: float) -> None:
+        facts, claimed = self.facts(sent.task), self._of(sent.held)
+        soft, hard = self.limits(sent.held.row) if sent.over_limit is None else (None, None)
+        kills = self.options.pool == "prefork"
+        due = []
+        if claimed.interrupt:
+            assert Order.CANCEL in sent.orders, "a cancelled job runs on"
+            if kills:
+                due.append(max(sent.orders[Order.CANCEL] + self.options.grace, sent.began))
+        if hard is not None and Order.HARD_LIMIT not in sent.orders:
+            if facts.asynchronous or kills:
+                due.append(sent.began + hard)
+        elif hard is not None and kills and not claimed.interrupt:
+            due.append(max(sent.began + hard + CANCEL_GRACE, sent.orders[Order.HARD_LIMIT]))
+        if soft is not None and not sent.orders:
+            due.append(sent.began + soft)
+        if due and not (claimed.interrupt and Order.HARD_LIMIT in sent.orders):
+            assert self.now < min(due), "something is due and was not done"
+            assert wake <= min(due), "the ledger sleeps too long"
+
     def _of(self, held: msg.Held) -> Claimed:
         return self.claimed[held.token, held.row.id]
+
+    def _in_pipe(self, number: int) -> list[Claimed]:
+        return [
+            one for one in self.claimed.values() if one.place is Place.PIPE and one.child == number
+        ]
+
+    def facts(self, task: str) -> TaskFacts:
+        return self.tasks.get(task, TaskFacts())
+
+    def limits(self, row: msg.ClaimedRow) -> tuple[float | None, float | None]:
+        """Return the soft and the hard limit of a job."""
+        facts = self.facts(row.task)
+        if row.options is None:
+            return facts.soft_time_limit, facts.time_limit
+        return facts.soft_time_limit, float(row.options.removeprefix('{"time_limit":')[:-1])
 
     # The server
 
@@ -466,10 +569,12 @@ class World:
         if how != "ok":
             return self._unanswered(command, "again")
         match command:
-            case msg.Look():
-                return [msg.Looked(database.look(self.now), command.lane)]
+            case msg.Look(lane):
+                tasks = self.ledger.kinds[lane].tasks
+                return [msg.Looked(database.look(self.now, tasks or None), lane)]
             case msg.Claim():
-                rows = database.claim(command, unit.token, locked)
+                kind = self.ledger.kinds[command.lane]
+                rows = database.claim(command, unit.token, locked, kind)
                 return [msg.Claimed(command, unit.token, rows, cost)]
             case msg.Promote(queue):
                 database.promote(queue, self.now)
@@ -488,6 +593,8 @@ class World:
             case msg.ReleaseLost(known):
                 database.release_lost(known)
                 return []
+            case msg.Settle(held):
+                return [msg.Settled(held, database.holds(held))]
             case _:
                 raise AssertionError(f"no statement for {command}")
 
@@ -497,6 +604,8 @@ class World:
                 return [msg.Unwritten(batch, reason, "the server said no")]
             case msg.Release() | msg.Crash():
                 return [msg.Unreleased(command)]
+            case msg.Settle():
+                return [msg.Unsettled(command)]
             case msg.ReleaseLost():  # if it is lost, the next connection asks again
                 return [] if reason == "lost" else [msg.LostKept()]
             case _:
@@ -517,6 +626,8 @@ class World:
                     )
                     place = Place.ENDED if kind else self._unbegun
                     self.claimed[token, row.id] = Claimed(row, place, kind=kind)
+            case msg.ChildStarted(number):
+                self.known_children.add(number)
             case msg.Reported(number, records):
                 self._note_reported(number, records)
             case msg.ChildDied(number, slots):
@@ -533,53 +644,135 @@ class World:
                 back = Place.CRASHED if isinstance(command, msg.Crash) else Place.RETURNING
                 for held in command.jobs:
                     self._of(held).place = back
-            case msg.LeaseLost():
-                for claimed in self.claimed.values():
-                    if claimed.place in (Place.WAITING, Place.RETURNING, Place.CRASHED):
-                        claimed.place = Place.FORGOTTEN
-            case msg.StopAsked():
-                for claimed in self.claimed.values():
-                    if claimed.place is Place.WAITING:
-                        claimed.place = Place.RETURNING
             case msg.Released(command):
                 for held in command.jobs:
                     self._of(held).place = Place.GONE
+            case msg.Settled(held, alive):
+                claimed = self._of(held)
+                if claimed.place is Place.SETTLING and alive:
+                    self._note_interrupted(claimed)
+                elif claimed.place is Place.SETTLING:
+                    claimed.place, claimed.kind = Place.SETTLED, "committed"
+            case msg.CancelAsked(cancel, interrupt):
+                self._note_cancel(cancel, interrupt)
+            case msg.LeaseLost():
+                for claimed in self.claimed.values():
+                    claimed.ours = False
+                    if claimed.place not in (Place.PIPE, Place.ENDED, Place.SETTLED, *OUT):
+                        claimed.place = Place.FORGOTTEN
+            case msg.TrustChanged(trust):
+                self.trust = trust
+                if trust is Trust.LOST:
+                    self._note_give_up()
+            case msg.StopAsked():
+                self._note_give_up()
             case _:
                 pass
+
+    def _note_give_up(self) -> None:
+        for claimed in self.claimed.values():
+            if claimed.place in UNSENT:
+                claimed.place = Place.RETURNING
+
+    def _note_killing(self) -> None:
+        for (token, _), claimed in self.claimed.items():
+            self._note_given_up(msg.Held(0, claimed.row, token))
+
+    def _note_given_up(self, held: msg.Held) -> None:
+        """Take note that nobody is left to say what a time limit means."""
+        claimed = self._of(held)
+        if claimed.place is Place.OVER_LIMIT and self.ledger.killing:
+            once = self.facts(claimed.row.task).at_most_once
+            claimed.place = Place.ENDED if once else Place.CRASHED
+            claimed.kind = "failed"
+
+    def _note_cancel(
+        self, cancel: Mapping[str, frozenset[str]], interrupt: Mapping[str, frozenset[str]]
+    ) -> None:
+        for (token, id), claimed in self.claimed.items():
+            if id not in cancel.get(token, ()):
+                continue
+            if claimed.place in (*UNSENT, Place.OVER_LIMIT):
+                claimed.place, claimed.kind = Place.ENDED, "cancelled"
+            elif claimed.place is Place.PIPE:
+                claimed.cancelled = True
+                claimed.interrupt |= id in interrupt.get(token, ())
+
+    @property
+    def _open(self) -> bool:
+        """Whether what no child has begun may wait."""
+        return self.ledger.phase is Phase.RUNNING and self.trust is not Trust.LOST
 
     @property
     def _unbegun(self) -> Place:
         """Where a job goes that no child has begun."""
-        return Place.WAITING if self.ledger.phase is Phase.RUNNING else Place.RETURNING
+        return Place.WAITING if self._open else Place.RETURNING
 
     def _note_reported(self, number: int, records: Iterable[Sequence[Any]]) -> None:
         pipe = {held.serial: held for held in self.ledger.crew.members[number].jobs()}
         for serial, kind, *_ in records:
-            if serial in pipe:
-                claimed = self._of(pipe.pop(serial))
-                assert claimed.child == number
-                claimed.place, claimed.kind = Place.ENDED, kind
-                if kind == "skipped":
-                    claimed.place = Place.RETURNING
+            if serial not in pipe:
+                continue
+            claimed = self._of(pipe.pop(serial))
+            assert claimed.child == number
+            self.alone.discard(number)
+            if kind == "skipped" and claimed.cancelled:
+                claimed.place, claimed.kind = Place.ENDED, "cancelled"
+            elif kind == "skipped":
+                decides = claimed.deciding and claimed.ours
+                claimed.place = Place.OVER_LIMIT if decides else Place.RETURNING
+            else:
+                by_itself = kind in ("committed", "late")
+                claimed.place = Place.SETTLED if by_itself else Place.ENDED
+                claimed.kind = kind
 
     def _note_death(self, number: int, slots: Sequence[msg.Running]) -> None:
+        self.known_children.discard(number)
         member = self.ledger.crew.members.get(number)
         if member is None:
             return
-        begun = {one.serial for one in slots}
-        running = [self._of(held) for held in member.jobs() if held.serial in begun]
-        for held in member.jobs():
-            if held.serial not in begun:
-                self._of(held).place = self._unbegun
-        for claimed in running:
-            if self.ledger.killing:
-                claimed.place = Place.RETURNING
-            elif len(running) > 1:
-                claimed.place = self._unbegun
-            elif claimed.row.crashes + 1 >= MAX_CRASHES:
-                claimed.place, claimed.kind = Place.ENDED, "quarantined"
+        begun = {one.serial: one for one in slots}
+        jobs = {held.serial: self._of(held) for held in member.jobs()}
+        several = sum(serial in begun for serial in jobs)
+        for serial, claimed in jobs.items():
+            assert (claimed.place, claimed.child) == (Place.PIPE, number)
+            if serial in begun:
+                reason = member.killed_for.get(serial)
+                claimed.death = (reason, bool(member.killed_for), several)
+                if begun[serial].session:
+                    claimed.place = Place.SETTLING
+                else:
+                    self._note_interrupted(claimed)
+            elif claimed.cancelled:
+                claimed.place, claimed.kind = Place.ENDED, "cancelled"
+            elif claimed.deciding and claimed.ours:
+                claimed.place = Place.OVER_LIMIT
+            elif number in self.alone and self._open:
+                claimed.place = Place.SUSPECT
             else:
-                claimed.place = Place.CRASHED
+                claimed.place = self._unbegun
+        self.alone.discard(number)
+
+    def _note_interrupted(self, claimed: Claimed) -> None:
+        reason, child_was_killed, several = claimed.death
+        if claimed.cancelled:
+            claimed.place, claimed.kind = Place.ENDED, "cancelled"
+        elif reason is Reason.LIMIT and not self.ledger.killing:
+            claimed.place = Place.OVER_LIMIT
+        elif self.facts(claimed.row.task).at_most_once:
+            claimed.place, claimed.kind = Place.ENDED, "failed"
+        elif self.ledger.killing:
+            claimed.place = Place.RETURNING
+        elif claimed.deciding and claimed.ours and (child_was_killed or several > 1):
+            claimed.place = Place.OVER_LIMIT
+        elif child_was_killed:
+            claimed.place = self._unbegun
+        elif several > 1:
+            claimed.place = Place.SUSPECT if self._open else Place.RETURNING
+        elif claimed.row.crashes + 1 >= MAX_CRASHES:
+            claimed.place, claimed.kind = Place.ENDED, "quarantined"
+        else:
+            claimed.place = Place.CRASHED
 
     # To the end
 
@@ -605,8 +798,8 @@ class World:
         if child.dead or child.killed:
             self.reap(number)
             return
-        while child.running or child.begin():
-            child.end(0, self.now, 0.001)
+        while child.running or self.begin(child):
+            self.end(child)
         self.report(number)
         if child.closed:
             self.reap(number)
@@ -628,35 +821,24 @@ class World:
     def describe(self) -> str:
         held = [f"{one.row.id[-4:]} {one.place.name}" for one in self.claimed.values()]
         held = [one for one in held if not one.endswith("GONE")]
-        children = [
-            (child.number, len(child.inbox), child.begun) for child in self.children.values()
-        ]
+        children = [(child.number, len(child.inbox), len(child.running)) for child in self.living()]
         jobs = list(self.database.jobs.values())[:3]
         return f"{self.now:.3f} {self.ledger.phase} {held} {list(self.units)} {children} {jobs}"
 
 
-def check_ranges(order: msg.Claim) -> None:
-    """Assert that the ranges of a claim go down the priorities and leave none out."""
-    top = msg.HIGHEST
-    for high, low, after in zip(order.high, order.low, order.after, strict=True):
-        assert high == top
-        assert low <= high
-        assert after is None or low == high, "a cursor is of one priority"
-        top = low - 1
-    assert top == msg.LOWEST - 1
-
-
-def weight(thing: Any) -> int:
+def weight(thing: Any, seen: set[int] | None = None) -> int:
     """Count what lies in a ledger's containers, at any depth: what would grow if something leaked."""
+    seen = set() if seen is None else seen
     if isinstance(thing, msg.Held | msg.Ended | str | bytes):
         return 1
     if isinstance(thing, dict):
-        return len(thing) + sum(weight(value) for value in thing.values())
+        return len(thing) + sum(weight(value, seen) for value in thing.values())
     if isinstance(thing, list | tuple | set | deque):
-        return len(thing) + sum(weight(value) for value in thing)
+        return len(thing) + sum(weight(value, seen) for value in thing)
     if isinstance(thing, msg.Batch):
         return len(thing.ended) + len(thing.claims)
-    if type(thing).__module__.startswith("pgtasks.worker."):
+    if type(thing).__module__.startswith("pgtasks.worker.") and id(thing) not in seen:
+        seen.add(id(thing))
         names = getattr(type(thing), "__slots__", None) or vars(thing)
-        return sum(weight(getattr(thing, name)) for name in names)
+        return sum(weight(getattr(thing, name), seen) for name in names)
     return 0
