@@ -27,6 +27,7 @@ class Track:
     places: int
     pipe: dict[int, tuple[Held, float]] = field(default_factory=dict)
     load: float = 0.0  # the sum of these, each counted as `IN_PIPE` at most
+    served_once: bool = False  # what was sent last was at_most_once: ordinary jobs have their turn
 
     @property
     def room(self) -> bool:
@@ -47,7 +48,6 @@ class Member:
     reported: int = 0  # outcomes so far
     closing: bool = False
     alone: bool = False  # with a suspect: gets nothing else until that one ended
-    served_once: bool = False  # its last job was an at_most_once one: ordinary ones have their turn
     # serial -> why the child was, or is to be, killed for it
     killed_for: dict[int, Reason] = field(default_factory=dict)
 
@@ -86,7 +86,10 @@ class Crew:
         self._prefetch = options.prefetch
         self.members: dict[int, Member] = {}
         self.short_in_pipes = 0
-        self.kept: int | None = None  # nothing more is sent to it, until it is free
+        # Children that run out of jobs: track -> the one in which an at_most_once job needs a place, and
+        # the one that a suspect needs for itself.
+        self.kept: dict[int, int] = {}
+        self.kept_alone: int | None = None
 
     def add(self, number: int) -> None:
         """Add a child that is ready."""
@@ -104,7 +107,10 @@ class Crew:
     def ended(
         self, number: int, records: Sequence[Sequence[Any]]
     ) -> list[tuple[Held, Sequence[Any]]]:
-        """Take jobs out of a child's hands, and return each with its record; not what was out already."""
+        """Take jobs out of a child's hands, and return each with its record.
+
+        What was out already is left out: reported twice, by pipe and on the slate of a child that died then.
+        """
         member = self.members[number]
         found: list[tuple[Held, Sequence[Any]]] = []
         for track in member.tracks:
@@ -127,8 +133,8 @@ class Crew:
         track = self._track(lane)
         return sum(
             one.tracks[track].free
-            for one in self.members.values()
-            if not one.closing and not one.alone
+            for number, one in self.members.items()
+            if not one.closing and not one.alone and number != self.kept_alone
         )
 
     def running(self, slates: Mapping[int, Sequence[Running]]) -> list[Held]:
@@ -147,6 +153,11 @@ class Crew:
 
     # Who gets what
 
+    def share_anew(self) -> None:
+        """Keep nothing free any longer."""
+        self.kept.clear()
+        self.kept_alone = None
+
     def place_alone(self, held: Held, lane: Lane) -> int | None:
         """Put a suspect into a child that has nothing else, and return which; None: none is free yet."""
         open_ones = {
@@ -156,12 +167,11 @@ class Crew:
         if number is None:
             return None
         if not open_ones[number].empty:
-            self.kept = number
+            self.kept_alone = number
             return None
-        self.kept = None
         member = open_ones[number]
         member.alone = True
-        self._put(member.tracks[self._track(lane)], held, lane)
+        self._put(held, member, lane)
         return number
 
     def place_first(self, held: Held, lane: Lane) -> int | None:
@@ -169,22 +179,19 @@ class Crew:
         open_ones = {number: one for number, one in self.members.items() if not one.closing}
         number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
         if number is not None:
-            self._put(open_ones[number].tracks[self._track(lane)], held, lane)
+            self._put(held, open_ones[number], lane)
         return number
 
     def keep_free(self, lane: Lane) -> None:
         """Let a child run out of jobs, for one that must not wait behind any."""
-        if self.kept is not None:
-            return
-        track = self._track(lane)
-        open_ones = {
-            number: one
+        at = self._track(lane)
+        tracks = {
+            number: one.tracks[at]
             for number, one in self.members.items()
-            if not one.closing and not one.alone and not one.served_once
+            if not (one.closing or one.alone or one.tracks[at].served_once)
         }
-        self.kept = min(
-            open_ones, key=lambda number: open_ones[number].tracks[track].load, default=None
-        )
+        if tracks:
+            self.kept[at] = min(tracks, key=lambda number: tracks[number].load)
 
     def place(self, lane: Lane) -> Iterator[tuple[int, list[Held]]]:
         """Share what waits in a lane among the children, the least loaded first."""
@@ -193,9 +200,8 @@ class Crew:
             (
                 (number, one)
                 for number, one in self.members.items()
-                if not (
-                    one.closing or one.alone or (number == self.kept and not lane.kind.at_most_once)
-                )
+                if not (one.closing or one.alone or number == self.kept_alone)
+                and (lane.kind.at_most_once or self.kept.get(at) != number)
                 and one.tracks[at].room
             ),
             key=lambda entry: (entry[1].tracks[at].load, len(entry[1].tracks[at].pipe)),
@@ -207,7 +213,7 @@ class Crew:
             share = -(-len(lane.waiting) // (len(ready) - position))
             jobs = self._fill(track, lane, min(share, self._prefetch - len(track.pipe)))
             if jobs:
-                member.served_once = lane.kind.at_most_once
+                track.served_once = lane.kind.at_most_once
                 yield number, jobs
 
     def _fill(self, track: Track, lane: Lane, most: int) -> list[Held]:
@@ -222,26 +228,27 @@ class Crew:
             row = held.row
             # One that took its process down before runs with nothing behind it.
             expected = IN_PIPE if row.crashes else expect(row.task)
-            alone = once or expected >= IN_PIPE
-            if free <= 0 and (alone or load >= full or most < 1):
+            short = expected < IN_PIPE
+            if free <= 0 and (once or not short or load >= full or most < 1):
                 break
             waiting.popleft()
-            if alone:
-                expected = min(expected, IN_PIPE)
-            else:
+            if short:
                 self.short_in_pipes += 1
+            else:
+                expected = IN_PIPE
             pipe[held.serial] = (held, expected)
             load += expected
             free -= 1
             jobs.append(held)
-            if alone and free <= 0:
+            if free <= 0 and (once or not short):
                 break
         track.load = load
         lane.in_pipes += len(jobs)
         return jobs
 
-    def _put(self, track: Track, held: Held, lane: Lane) -> None:
-        """Put a job into a pipe that counts as long, so that nothing is put behind it."""
+    def _put(self, held: Held, member: Member, lane: Lane) -> None:
+        """Put a job into a pipe as a long one, so that nothing is put behind it."""
+        track = member.tracks[self._track(lane)]
         track.pipe[held.serial] = (held, IN_PIPE)
         track.load += IN_PIPE
         lane.in_pipes += 1

@@ -88,8 +88,8 @@ WAIT_LIMIT = 5.0
 # A child that dies before its first job (a hook of the app raised) is followed by another after this.
 SPAWN_AGAIN = 1.0
 
-# What a child reports beside outcomes that are to be written, see wire.
-OF_A_CHILD = frozenset(("skipped", "committed", "late"))
+# What a child reports of a transactional job, whose success it wrote itself, see wire.
+SETTLED = frozenset(("committed", "late"))
 
 CRASH = "pgtasks.Crash"  # the type under which a crash is stored; no class
 NO_FACTS = TaskFacts()
@@ -290,37 +290,27 @@ class Ledger:
             _, kind, result, error, delay, started, stopped = record
             lane = self._lane_of.get(held.row.task, self.lanes[0])
             lane.in_pipes -= 1
-            limit = self.deciding.get(serial)
-            cancelled = self._forget(serial)
-            if kind == "skipped":  # cancelled, or the lease was in doubt
-                if cancelled:
-                    self.outbox.add([_cancelled(held, None, now)], now)
-                elif limit is not None:
-                    self.over_limit.append((held, limit))
-                else:
-                    self.outbox.release([held])
+            limit = self.deciding.get(held.serial) if watched else None
+            cancelled = self._forget(held.serial) if watched else False
+            if kind == "skipped":
+                self._skipped(held, cancelled, limit, now)
                 continue
             # One that was killed for its limit took as long at least.
             lane.pace.measure(held.row.task, stopped - started if limit is None else limit)
             ended = Ended(held, kind, result, error, delay, started, stopped)
-            if kind in ("committed", "late"):
+            if kind in SETTLED:
                 self._ended_by_itself(ended, late=kind == "late")
             else:
-                lane.pace.measure(held.row.task, stopped - started)
-                outcomes.append(Ended(held, kind, result, error, delay, started, stopped))
+                outcomes.append(ended)
         self.outbox.add(outcomes, now)
 
-    def _not_for_the_outbox(
-        self, held: Held, record: Sequence[Any], cancelled: bool, now: float
-    ) -> None:
-        """Take what a child says of a job that it did not begin, or whose success it wrote itself."""
-        _, kind, result, error, delay, started, stopped = record
-        if kind != "skipped":
-            ended = Ended(held, kind, result, error, delay, started, stopped)
-            self._ended_by_itself(ended, late=kind == "late")
-        elif cancelled:
+    def _skipped(self, held: Held, cancelled: bool, limit: float | None, now: float) -> None:
+        """Go on with a job that its child did not begin: it was cancelled, or the lease was in doubt."""
+        if cancelled:
             self.outbox.add([_cancelled(held, None, now)], now)
-        else:  # the lease was in doubt
+        elif limit is not None:
+            self.over_limit.append((held, limit))
+        else:
             self.outbox.release([held])
 
     def _ended_by_itself(self, ended: Ended, *, late: bool) -> None:
@@ -595,7 +585,7 @@ class Ledger:
 
     def _send(self, now: float) -> Iterator[Command]:
         yield from self._send_over_limit()
-        self.crew.kept = None
+        self.crew.share_anew()
         while self.suspects:
             held = self.suspects[0]
             number = self.crew.place_alone(held, self._lane(held))
@@ -603,15 +593,14 @@ class Ledger:
                 break
             del self.suspects[0]
             yield self._sent(number, [held])
-        for lane in reversed(
-            self.lanes
-        ):  # an at_most_once job was claimed for a place that is free now
-            intake = lane.intake
-            if lane.kind.at_most_once and not lane.waiting and (intake.hot or intake.claiming):
-                self.crew.keep_free(lane)
+        # First at_most_once jobs: they were claimed for places that are free now.
+        for lane in sorted(self.lanes, key=lambda lane: not lane.kind.at_most_once):
             for number, jobs in self.crew.place(lane):
                 lane.waiting_since = now
                 yield self._sent(number, jobs)
+            coming = self.connected and (lane.intake.hot or lane.intake.claiming)
+            if lane.kind.at_most_once and (lane.waiting or coming):
+                self.crew.keep_free(lane)
 
     def _send_over_limit(self) -> Iterator[Command]:
         """Let a child say what its time limit means for a job: its task's policy and hooks are user code."""
