@@ -33,6 +33,7 @@ from pgtasks.errors import (
     TimeLimitExceeded,
     UnknownTaskError,
 )
+from pgtasks.guard import guarded
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
@@ -77,6 +78,7 @@ __all__ = [
     "current_job",
     "current_request",
     "get_task_logger",
+    "guarded",
     # Errors: see pgtasks.errors for the tree
     "ConfigurationError",
     "ConnectError",

@@ -265,13 +265,13 @@ class App(Registry, Management):
 
     def run_eagerly(self, job: NewJob) -> EagerResult[Any]:
         """Run a job here and now as a worker would, retries included and without their waits."""
-        from pgtasks.worker.runners import run_eagerly
+        from pgtasks.worker.eagerly import run_eagerly
 
         return run_eagerly(self, job)
 
     async def arun_eagerly(self, job: NewJob) -> EagerResult[Any]:
         """Run a job here and now; a coroutine function is awaited on the running loop."""
-        from pgtasks.worker.runners import arun_eagerly
+        from pgtasks.worker.eagerly import arun_eagerly
 
         return await arun_eagerly(self, job)
 

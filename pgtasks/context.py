@@ -28,6 +28,7 @@ class Request:
     """
 
     __slots__ = (
+        "_connection",
         "_job",
         "_make_job",
         "app",
@@ -75,6 +76,29 @@ class Request:
         self.kwargs: Mapping[str, Any] = {}
         self._make_job = make_job  # few tasks look at their job, so it is built when asked for
         self._job: Job | None = None
+        self._connection: Any = None
+
+    @property
+    def connection(self) -> Any:
+        """The connection in whose transaction a task with ``transactional=True`` runs.
+
+        Raises:
+            ConfigurationError: the task is not transactional, or it runs eagerly and no connection was
+                named by ``with app.connection(…)``.
+        """
+        if self._connection is not None:
+            return self._connection
+        if not self.app.find_task(self.task).options.transactional:
+            raise ConfigurationError(
+                f"task {self.task!r} has no connection of its own: write @app.task(transactional=True)"
+            )
+        connection = connection_var.get().get(id(self.app))
+        if connection is None:
+            raise ConfigurationError(
+                f"task {self.task!r} runs eagerly, without a database: "
+                "name a connection with app.connection(…) around it"
+            )
+        return connection
 
     @property
     def retries(self) -> int:
@@ -135,6 +159,13 @@ class NoRequest:
     kwargs: Mapping[str, Any] = {}
     root_id = parent_id = group = origin = eta = expires = None
     hostname = None
+
+    @property
+    def connection(self) -> Any:
+        """None to give: no job runs here."""
+        raise ConfigurationError(
+            "no job runs here: request.connection works inside of a task that a worker runs"
+        )
 
 
 request_var: ContextVar[Request | None] = ContextVar("pgtasks_request", default=None)

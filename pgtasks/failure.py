@@ -17,7 +17,9 @@ from pgtasks.errors import (
     MaxRetriesExceededError,
     NotFoundError,
     ResultTimeoutError,
+    SoftTimeLimitExceeded,
     TaskFailedError,
+    TimeLimitExceeded,
 )
 from pgtasks.job import JobError, JobState
 
@@ -53,5 +55,13 @@ def builtin_error(name: str) -> type[Exception] | None:
 
 OWN_ERRORS: dict[str, type[Exception]] = {
     f"pgtasks.errors.{cls.__name__}": cls
-    for cls in (JobLostError, MaxRetriesExceededError, NotFoundError, ResultTimeoutError)
+    for cls in (
+        JobCancelledError,
+        JobLostError,
+        MaxRetriesExceededError,
+        NotFoundError,
+        ResultTimeoutError,
+        SoftTimeLimitExceeded,
+        TimeLimitExceeded,
+    )
 }

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import msgspec
 
 from pgtasks import codec
+from pgtasks.context import request_var
+from pgtasks.errors import ConfigurationError
 
 
 class JobState(StrEnum):
@@ -140,6 +142,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Sequence[Attempt] = ()
     result_json: str | None = None
     error: JobError | None = None
+
+    @property
+    def connection(self) -> Any:
+        """The connection in whose transaction this job runs; see `Request.connection`.
+
+        Raises:
+            ConfigurationError: it does not run here, or its task is not ``transactional``.
+        """
+        request = request_var.get()
+        if request is None or request.id != self.id:
+            raise ConfigurationError(
+                f"job {self.id} does not run here: job.connection works inside of its task"
+            )
+        return request.connection
 
     @property
     def args(self) -> list[Any]:

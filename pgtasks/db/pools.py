@@ -12,8 +12,9 @@ import os
 import select
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -21,12 +22,12 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgtasks.db.dsn import conninfo, describe
 from pgtasks.errors import ConnectError
+from pgtasks.guard import guarded
 
 # How long a call waits for a free connection, or for a database that is away, in seconds.
 WAIT = 10.0
 MAX_SIZE = 10
 CLOSED = "the server closed the connection while it was idle"
-BUSY = f"no connection became free within {WAIT:g} s: {MAX_SIZE} are in use"
 
 Connection = psycopg.Connection[Any]
 AsyncConnection = psycopg.AsyncConnection[Any]
@@ -37,6 +38,7 @@ class Pools:
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
+        self.max_size = MAX_SIZE  # of pools that are opened from now on
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._pool: ConnectionPool[Connection] | None = None
@@ -56,7 +58,16 @@ class Pools:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend a connection in autocommit mode."""
+        """Lend a connection in autocommit mode, guarded: no interrupt of a job comes in between."""
+        with guarded():
+            connection, give_back = self.borrow()
+            try:
+                yield connection
+            finally:
+                give_back()
+
+    def borrow(self) -> tuple[Connection, Callable[[], None]]:
+        """Take a connection in autocommit mode; the function gives it back."""
         pool = self._pool
         if pool is None or self._pid != os.getpid():
             pool = self._open()
@@ -64,28 +75,37 @@ class Pools:
             connection = pool.getconn()
         except PoolTimeout:
             self.connect().close()  # says why; or the pool was only busy
-            raise ConnectError(BUSY) from None
+            raise ConnectError(self._busy()) from None
         # Not pool.connection(): its commit and bookkeeping cost 30 µs, and here every connection is in
         # autocommit mode. What an operation leaves open by failing, putconn() rolls back.
-        try:
-            yield connection
-        finally:
-            pool.putconn(connection)
+        return connection, partial(pool.putconn, connection)
 
     @asynccontextmanager
     async def aconnection(self) -> AsyncIterator[AsyncConnection]:
-        """Lend an asynchronous connection in autocommit mode."""
+        """Lend an asynchronous connection in autocommit mode, guarded as `connection` is."""
+        with guarded():
+            connection, give_back = await self.aborrow()
+            try:
+                yield connection
+            finally:
+                await give_back()
+
+    async def aborrow(self) -> tuple[AsyncConnection, Callable[[], Awaitable[None]]]:
+        """Take an asynchronous connection in autocommit mode; the function gives it back."""
         pool = (
             self._async_pools.get(asyncio.get_running_loop()) if self._pid == os.getpid() else None
         )
         if pool is None:
             pool = await self._aopen()
         try:
-            async with pool.connection() as connection:
-                yield connection
+            connection = await pool.getconn()
         except PoolTimeout:
             await asyncio.to_thread(lambda: self.connect().close())
-            raise ConnectError(BUSY) from None
+            raise ConnectError(self._busy()) from None
+        return connection, partial(pool.putconn, connection)
+
+    def _busy(self) -> str:
+        return f"no connection became free within {WAIT:g} s: {self.max_size} are in use"
 
     def close(self) -> None:
         """Close the synchronous pool; it opens again at the next use."""
@@ -109,7 +129,7 @@ class Pools:
                     conninfo(self.dsn),
                     kwargs={"autocommit": True},
                     min_size=1,
-                    max_size=MAX_SIZE,
+                    max_size=self.max_size,
                     timeout=WAIT,
                     check=check_alive,
                     name="pgtasks",
@@ -131,7 +151,7 @@ class Pools:
                 address,
                 kwargs={"autocommit": True},
                 min_size=1,
-                max_size=MAX_SIZE,
+                max_size=self.max_size,
                 timeout=WAIT,
                 check=acheck_alive,
                 name="pgtasks",

@@ -1,7 +1,8 @@
 """What a result or an exception means for the job: succeed, retry, or fail. Pure.
 
-The rules, in order: ``Ignore`` succeeds without a result; ``Reject`` fails whatever is left; ``Retry``
-retries while its own maximum allows; any other exception retries if it is of a class in ``retry_for``
+The rules, in order: ``Ignore`` succeeds without a result; ``Cancelled`` cancels; ``Reject`` fails whatever
+is left; ``Retry`` retries while its own maximum allows; any other exception, the time limits' among them,
+retries if it is of a class in ``retry_for``
 and of none in ``no_retry_for``, and a retry is left; else the job fails.
 
 A crash is no failure of the task: it uses up no retry.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from pgtasks.errors import ConfigurationError, Ignore, Reject, Retry
+from pgtasks.errors import Cancelled, ConfigurationError, Ignore, Reject, Retry, TimeLimitExceeded
 from pgtasks.options import MANUAL_RETRIES, MANUAL_SCHEDULE, TaskOptions
 from pgtasks.retry import retry_delay
 
@@ -27,7 +28,22 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 10_000  # characters; a longer one is cut
 MAX_TRACEBACK = 50_000  # characters; the innermost frames stay
 
-Kind = Literal["succeeded", "failed", "retry", "expired", "quarantined", "cancelled"]
+_CONTROL_FLOW = (Retry, Reject, Ignore, Cancelled)
+
+# From "skipped" on, children say them to their parent only (see `pgtasks.worker.wire`); "unsettled" ends
+# the child, since only its parent can find out.
+Kind = Literal[
+    "succeeded",
+    "failed",
+    "retry",
+    "expired",
+    "quarantined",
+    "cancelled",
+    "skipped",
+    "committed",
+    "late",
+    "unsettled",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,8 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
     allowed = job.options.get("retries", options.retries)
     if isinstance(signal, Ignore):
         return Outcome("succeeded")
+    if isinstance(signal, Cancelled):
+        return Outcome("cancelled")
     if isinstance(signal, Reject):
         return Outcome("failed", error=describe(signal, message=_text(signal.reason), tb=error))
     if isinstance(signal, Retry):
@@ -104,9 +122,16 @@ def _retry(schedule: Any, error: BaseException, job: Job, now: datetime) -> Outc
     return Outcome("retry", error=describe(error), delay=delay)
 
 
-def control_flow(error: BaseException) -> Retry | Reject | Ignore | None:
-    """Return the Retry, Reject or Ignore in an exception; out of a TaskGroup they come inside a group."""
-    if isinstance(error, Retry | Reject | Ignore):
+def over_limit(limit: float | None, raised: BaseException | None = None) -> TimeLimitExceeded:
+    """Return what a job ends with that ran longer than so many seconds; ``raised`` says where it was then."""
+    said = "its time limit" if limit is None else f"its time limit of {limit:g} s"
+    error = TimeLimitExceeded(f"ran longer than {said}")
+    return error if raised is None else error.with_traceback(raised.__traceback__)
+
+
+def control_flow(error: BaseException) -> Retry | Reject | Ignore | Cancelled | None:
+    """Return the Retry, Reject, Ignore or Cancelled in an exception; a TaskGroup puts them in a group."""
+    if isinstance(error, _CONTROL_FLOW):
         return error
     if isinstance(error, BaseExceptionGroup):
         return next(

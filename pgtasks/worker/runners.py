@@ -1,53 +1,125 @@
-"""Runs one attempt of a job in this process: decode, call, decide.
+"""How a child runs jobs: one by one in a thread (`Runner`), or many coroutines on an event loop (`LoopRunner`).
 
-`Runner` is what a child has: it runs jobs one by one, coroutine functions on an event loop of its own.
-`run_eagerly` runs a job in the caller, with the same steps and no database.
+`Shift` is what the runners of one child share. A child with one runner is a loop over its pipe
+(`pgtasks.worker.child`); one with several has a thread that reads the pipe and hands the jobs over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextvars import copy_context
-from datetime import UTC, datetime
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pgtasks import codec
-from pgtasks.context import Request, request_var
-from pgtasks.eager import EagerResult
-from pgtasks.errors import ConfigurationError, DecodingError, EncodingError, UnknownTaskError
-from pgtasks.job import Job, JobError, JobState, NewJob, attempts_from_json
-from pgtasks.options import check_retries
-from pgtasks.worker.outcome import Outcome, describe, of_exception
+from pgtasks import events
+from pgtasks.errors import ConfigurationError, DecodingError, UnknownTaskError
+from pgtasks.guard import guard_var
+from pgtasks.worker.attempt import arun_attempt, not_run, run_attempt
+from pgtasks.worker.interrupts import CoroutineGuard, Interruptible, ThreadGuard
+from pgtasks.worker.outcome import Outcome, describe, over_limit
+from pgtasks.worker.reporter import Reporter, record_of
+from pgtasks.worker.rows import request_from_row
+from pgtasks.worker.transaction import Fence, arun_transaction, run_transaction
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.options import TaskOptions
+    from pgtasks.context import Request
+    from pgtasks.options import WorkerOptions
     from pgtasks.task import Task
     from pgtasks.worker.messages import ClaimedRow
+    from pgtasks.worker.slate import Slate
+    from pgtasks.worker.wire import Note, WireJob
 
-NO_OPTIONS: dict[str, Any] = {}
-SUCCEEDED_WITHOUT_RESULT = Outcome("succeeded")
+logger = logging.getLogger("pgtasks")
+
+SKIPPED = Outcome("skipped")
+# The child ends with this code if only its parent can find out what became of a job.
+UNSETTLED_CODE = 75
+# Of the arguments in a log line, in characters.
+SHOWN = 1000
+# ru_maxrss is in kilobytes, on macOS in bytes.
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-class Runner:
-    """Runs the jobs of a child, one by one.
+class Shift:
+    """What the runners of a child share.
 
     Args:
-        app: whose tasks.
-        hostname: the worker's name, for ``self.request.hostname``.
+        app, options, hostname: whose tasks, and the worker's options and name.
+        reporter, slate: where outcomes go.
     """
 
-    def __init__(self, app: App, hostname: str) -> None:
+    def __init__(
+        self, app: App, options: WorkerOptions, hostname: str, reporter: Reporter, slate: Slate
+    ) -> None:
         self.app = app
+        self.options = options
         self.hostname = hostname
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.reporter = reporter
+        self.slate = slate
+        self.guards = reporter.interrupts.guards
+        self.tells_start = events.wanted("job.started")
+        self.exit_code = 0
+        self._stopping = False  # any runner's thread may set it
+        self.wake = -1  # written to when it stops, if somebody waits at the pipe
+        replaceable = options.pool != "solo"  # who else would go on?
+        self._left = options.max_tasks_per_child if replaceable else None
+        self._most_memory = options.max_memory_per_child if replaceable else None
+        self._lock = threading.Lock()
 
-    def run(self, row: ClaimedRow) -> Outcome:
-        """Run one attempt and say what it means for the job. Raises nothing."""
+    @property
+    def counts(self) -> bool:
+        """Whether the number of jobs is limited."""
+        return self._left is not None
+
+    def take(self) -> bool:
+        """Whether one more job may begin here."""
+        if self._left is None:
+            return not self._stopping
+        with self._lock:
+            if self._stopping or not self._left:
+                return False
+            self._left -= 1
+            last = not self._left
+        if last:
+            self.stop()
+        return True
+
+    def ends(self) -> bool:
+        """Whether nothing more is begun."""
+        return self._stopping
+
+    def stop(self, code: int = 0) -> None:
+        """Begin nothing more; the child is replaced."""
+        self.exit_code = self.exit_code or code
+        self._stopping = True
+        if self.wake >= 0:
+            os.write(self.wake, b"!")
+
+    def look_at_memory(self) -> None:
+        """Stop if this process ever held too much; after each report."""
+        if self._most_memory is not None and not self._stopping:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+            if peak > self._most_memory:
+                self.stop()
+
+    def is_coroutine(self, task_name: str) -> bool:
+        """Whether jobs of this task are for the event loop."""
+        task = self.app.tasks.get(task_name)
+        return task is not None and inspect.iscoroutinefunction(task.run)
+
+    def find(self, row: ClaimedRow) -> tuple[Task[Any, Any], Request] | Outcome:
+        """Return a job's task and request, or how it fails without them."""
         task = self.app.tasks.get(row.task)
         if task is None:
             unknown = UnknownTaskError(f"no task is named {row.task!r} in app {self.app.name!r}")
@@ -56,295 +128,350 @@ class Runner:
             request = request_from_row(self.app, row, self.hostname)
         except (DecodingError, ConfigurationError) as error:
             return Outcome("failed", error=describe(error))
-        return run_attempt(task, request, row.args, row.kwargs, row.input, self._await)
+        if self.tells_start:
+            tell_started(task, row)
+        return task, request
 
-    def _await(self, awaitable: Awaitable[Any]) -> Any:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-        return self._loop.run_until_complete(_awaited(awaitable))
+    def limit_of(self, task: Task[Any, Any], request: Request) -> float | None:
+        """Return the time limit of a job: its call's, else the task's, the worker's, the app's."""
+        said = request.said.get("time_limit")
+        app = getattr(self.app, "time_limit", None)
+        for limit in (said, task.options.time_limit, self.options.time_limit, app):
+            if isinstance(limit, int | float):
+                return limit
+        return None
 
-    def close(self) -> None:
-        """Close the event loop, if there is one."""
-        if self._loop is not None:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+    def fence(self, slot: int, token: str, started: float) -> Fence:
+        """Return what a transactional attempt needs."""
+        return Fence(token, started, partial(self.slate.set_session, slot=slot))
 
+    def record(
+        self, serial: int, slot: int, outcome: Outcome, note: Note | None, started: float
+    ) -> None:
+        """Put down an outcome; one that nobody knows stays on the slate as running, and ends the child."""
+        if outcome.kind == "unsettled":
+            self.stop(UNSETTLED_CODE)
+            return
+        self.reporter.add(record_of(serial, outcome, started, time.monotonic()))
+        if note is not None and note.token is not None:
+            self.slate.set_session(0, slot)
 
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def request_from_row(app: App, row: ClaimedRow, hostname: str) -> Request:
-    """Build the request of a claimed job.
-
-    Raises:
-        DecodingError: its options are not an object.
-        ConfigurationError: one of them has a value that it cannot have.
-    """
-    said = read_options(row.options) if row.options else NO_OPTIONS
-    return Request(
-        app,
-        row.id,
-        row.task,
-        row.queue,
-        row.attempt,
-        row.crashes,
-        row.parent_id,
-        row.root_id,
-        hostname,
-        said,
-        partial(job_from_row, row, said),
-    )
+    def skip(self, serial: int) -> None:
+        """Put down that a job was not begun."""
+        now = time.monotonic()
+        self.reporter.add(record_of(serial, SKIPPED, now, now))
 
 
-def read_options(text: str) -> dict[str, Any]:
-    """Decode the options of a call and check those that a worker reads; any client may have written them."""
-    said = codec.decode(text, "options")
-    if not isinstance(said, dict):
-        raise DecodingError(f"options: expected a JSON object, found {type(said).__name__}")
-    if "retries" in said:
-        check_retries(said["retries"])
-    return said
-
-
-def job_from_row(row: ClaimedRow, said: Mapping[str, Any]) -> Job:
-    """Build the job of a claimed row, with the options of its call."""
-    return Job(
+def tell_started(task: Task[Any, Any], row: ClaimedRow) -> None:
+    shown = task.options.log_arguments
+    events.emit(
+        "job.started",
         id=row.id,
         task=row.task,
         queue=row.queue,
-        state=JobState.RUNNING,
-        priority=row.priority,
-        args_json=row.args,
-        kwargs_json=row.kwargs,
         attempt=row.attempt,
-        crashes=row.crashes,
-        created_at=datetime.fromtimestamp(row.created_at, UTC),
-        start_at=_moment(row.start_at),
-        expires_at=_moment(row.expires_at),
-        origin=row.origin,
-        parent_id=row.parent_id,
-        root_id=row.root_id,
-        bundle_id=row.bundle_id,
-        bundle_index=row.bundle_index,
-        options=said,
-        attempts=attempts_from_json(
-            codec.decode(row.attempts, "attempts") if row.attempts else None
-        ),
+        args=row.args[:SHOWN] if shown else None,
+        kwargs=row.kwargs[:SHOWN] if shown else None,
     )
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+class Runner:
+    """Runs jobs one by one in the thread that makes it; coroutine functions on an event loop of its own.
 
-
-def run_attempt(
-    task: Task[Any, Any],
-    request: Request,
-    args_json: str,
-    kwargs_json: str,
-    input_json: str | None,
-    await_: Any,
-) -> Outcome:
-    """Run one attempt: decode the arguments, rebuild the annotated ones, call, encode the result.
-
-    Whatever is raised is the job's failure, also by what is the user's around the task: types that are
-    rebuilt or encoded, retry schedules, hooks. It must not end the child, which has other jobs to run.
-
-    Raises:
-        KeyboardInterrupt: in an eager run, where it means the caller.
+    Args:
+        shift: what it shares with others.
+        slot: its place on the slate.
     """
-    token = request_var.set(request)
-    try:
-        return _attempt(task, request, args_json, kwargs_json, input_json, await_)
-    except BaseException as error:
-        if _means_caller(error, request):
-            raise
-        return Outcome("failed", error=describe(error))
-    finally:
-        request_var.reset(token)
 
+    def __init__(self, shift: Shift, slot: int = 0) -> None:
+        self.shift = shift
+        self.slot = slot
+        self.guard = ThreadGuard()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ordinary: dict[str, Task[Any, Any]] = {}  # functions that are no coroutine functions
+        guard_var.set(self.guard)
+        shift.guards[slot] = self.guard
 
-def _attempt(
-    task: Task[Any, Any],
-    request: Request,
-    args_json: str,
-    kwargs_json: str,
-    input_json: str | None,
-    await_: Any,
-) -> Outcome:
-    try:
-        _decode_arguments(task, request, args_json, kwargs_json, input_json)
-    except DecodingError as error:
-        return _ended(task, request, Outcome("failed", error=describe(error)), error)
-    try:
-        if task.has_hooks:
-            task.before_start(request.id, request.args, request.kwargs)
-        value = call(task, request)
-        if inspect.isawaitable(value):
-            value = await_(value)
-    except BaseException as error:
-        if _means_caller(error, request):
-            raise
-        outcome = of_exception(error, request.job, task.options, datetime.now(UTC))
-        return _ended(task, request, outcome, error)
-    return _succeeded(task, request, value)
-
-
-def _means_caller(error: BaseException, request: Request) -> bool:
-    """Whether this is Ctrl-C in a program that runs its jobs eagerly."""
-    return request.is_eager and isinstance(error, KeyboardInterrupt)
-
-
-def call(task: Task[Any, Any], request: Request) -> Any:
-    """Call the task's function; a coroutine function returns its coroutine."""
-    if task.options.raw:
-        return task.run(request.job)
-    if task.options.bind:
-        return task.run(task, *request.args, **request.kwargs)
-    return task.run(*request.args, **request.kwargs)
-
-
-def _decode_arguments(
-    task: Task[Any, Any], request: Request, args_json: str, kwargs_json: str, input_json: str | None
-) -> None:
-    args = codec.decode(args_json, "args") if args_json != "[]" else []
-    kwargs = codec.decode(kwargs_json, "kwargs") if kwargs_json != "{}" else {}
-    if not isinstance(args, list):
-        raise DecodingError(f"args: expected a JSON array, found {type(args).__name__}")
-    if not isinstance(kwargs, dict):
-        raise DecodingError(f"kwargs: expected a JSON object, found {type(kwargs).__name__}")
-    if input_json is not None:
-        args.insert(0, codec.decode(input_json, "input"))
-    if not task.options.raw and task.parameters.converts:
-        args, kwargs = task.parameters.convert(args, kwargs)
-    request.args = args
-    request.kwargs = kwargs
-
-
-def _succeeded(task: Task[Any, Any], request: Request, value: Any) -> Outcome:
-    if value is None or not _stores_result(task.options, request):
-        outcome = SUCCEEDED_WITHOUT_RESULT
-    else:
+    def run(self, serial: int, row: ClaimedRow, note: Note | None, started: float) -> Outcome:
+        """Run one attempt and say what it means for the job. Raises nothing."""
+        shift = self.shift
+        task = self._ordinary.get(row.task)
+        if task is None or note is not None:
+            return self._run_other(serial, row, note, started)
+        # The hot path: each call less is a percent.
         try:
-            outcome = Outcome("succeeded", codec.encode(value, "result"))
-        except EncodingError as error:  # running it again would give the same
-            return _ended(task, request, Outcome("failed", error=describe(error)), error)
-    return _ended(task, request, outcome, None, value)
+            request = request_from_row(shift.app, row, shift.hostname)
+        except (DecodingError, ConfigurationError) as error:
+            return Outcome("failed", error=describe(error))
+        if shift.tells_start:
+            tell_started(task, row)
+        return run_attempt(task, request, row.args, row.kwargs, row.input, self.guard, self._await)
+
+    def _run_other(
+        self,
+        serial: int,
+        row: ClaimedRow,
+        note: Note | None,
+        started: float,
+    ) -> Outcome:
+        """Run what is not an ordinary job of an ordinary function, or is the first of its task."""
+        found = self.shift.find(row)
+        if isinstance(found, Outcome):
+            return found
+        task, request = found
+        if note is not None and note.over_limit is not None:
+            error = over_limit(note.over_limit)
+            return not_run(task, request, row.args, row.kwargs, row.input, error)
+        fence = None
+        if note is not None and note.token is not None:
+            fence = self.shift.fence(self.slot, note.token, started)
+        if not inspect.iscoroutinefunction(task.run):
+            if fence is not None:
+                return run_transaction(task, request, row, fence, self.guard, self._await)
+            self._ordinary[row.task] = task
+            return run_attempt(
+                task, request, row.args, row.kwargs, row.input, self.guard, self._await
+            )
+        loop = self._open_loop()
+        guard = CoroutineGuard(serial, loop)
+        coroutine = _arun(self.shift, task, request, row, fence, guard)
+        self.shift.guards[self.slot] = guard
+        try:
+            outcome: Outcome = run_on_loop(loop, coroutine)
+            return outcome
+        except BaseException as error:  # noqa: BLE001 (a task may have cancelled this one)
+            return Outcome("failed", error=describe(error))
+        finally:
+            self.shift.guards[self.slot] = self.guard
+
+    def _await(self, awaitable: Awaitable[Any]) -> Any:
+        """Await what an ordinary function returned; interrupts now go to where it awaits something."""
+        loop = self._open_loop()
+        guard = CoroutineGuard(self.guard.serial, loop)
+        self.shift.guards[self.slot] = guard
+        try:
+            return run_on_loop(loop, _await_interruptibly(awaitable, guard))
+        finally:
+            self.shift.guards[self.slot] = self.guard
+
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop
+
+    def close(self) -> None:
+        """Close the event loop, if there is one."""
+        self.shift.guards[self.slot] = None
+        if self._loop is not None:
+            self._loop.run_until_complete(_leave_loop(self.shift.app))
+            self._loop.close()
+            asyncio.set_event_loop(None)
 
 
-def _stores_result(options: TaskOptions, request: Request) -> bool:
-    return options.stores_result and not request.said.get("ignore_result")
-
-
-def _ended(
+async def _arun(
+    shift: Shift,
     task: Task[Any, Any],
     request: Request,
-    outcome: Outcome,
-    error: BaseException | None,
-    value: Any = None,
+    row: ClaimedRow,
+    fence: Fence | None,
+    guard: CoroutineGuard,
 ) -> Outcome:
-    """Call the hooks of the task's class; one that raises fails the job, and says so."""
-    if not task.has_hooks:
-        return outcome
-    info = str(outcome.error["traceback"]) if outcome.error else None
-    args, kwargs = request.args, request.kwargs
+    limit = shift.limit_of(task, request)
+    if fence is not None:
+        return await arun_transaction(task, request, row, fence, guard, limit)
+    return await arun_attempt(task, request, row.args, row.kwargs, row.input, guard, limit)
+
+
+async def _await_interruptibly(awaitable: Awaitable[Any], guard: CoroutineGuard) -> Any:
+    guard_var.set(guard)
     try:
-        if outcome.kind == "succeeded":
-            task.on_success(value, request.id, args, kwargs)
-        elif outcome.kind == "retry" and error is not None:
-            task.on_retry(error, request.id, args, kwargs, info or "")
-        elif error is not None:
-            task.on_failure(error, request.id, args, kwargs, info or "")
-        status = {"succeeded": "SUCCESS", "retry": "RETRY"}.get(outcome.kind, "FAILURE")
-        task.after_return(status, value if error is None else error, request.id, args, kwargs, info)
-    except BaseException as broken:
-        if _means_caller(broken, request):
-            raise
-        return outcome if outcome.kind == "failed" else Outcome("failed", error=describe(broken))
-    return outcome
+        guard.enter()
+        return await Interruptible(awaitable, guard)
+    finally:
+        guard.open = False
 
 
-# Eager
+def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end, also if something else on the loop raises SystemExit or stops it."""
+    task = loop.create_task(coroutine)
+    while not task.done():
+        try:
+            loop.run_until_complete(task)
+        except BaseException as error:  # noqa: BLE001 (the coroutine's own is raised below)
+            if not task.done():
+                logger.warning("a coroutine on the event loop raised %s", type(error).__name__)
+    return task.result()
 
 
-def run_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
-    """Run a job to its end in the caller; a coroutine function on a loop of its own."""
-    return _eager(app, new, _run_anywhere)
+async def _leave_loop(app: App) -> None:
+    """End what tasks left behind on this loop."""
+    mine = asyncio.current_task()
+    left = [task for task in asyncio.all_tasks() if task is not mine]
+    for task in left:
+        task.cancel()
+    await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0)), *left], timeout=1.0)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    pools = app.__dict__.get("pools")
+    if pools is not None:
+        await pools.aclose()
 
 
-async def arun_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
-    """Run a job to its end in a thread, so that a coroutine function can have a loop of its own."""
-    return await asyncio.to_thread(run_eagerly, app, new)
+class ThreadRunner:
+    """Runs jobs one by one in a thread of its own, or in the one that calls `work`; many share a queue.
+
+    Args:
+        shift: what it shares with others.
+        slot: its place on the slate.
+        jobs: where jobs come from; None ends it.
+    """
+
+    def __init__(self, shift: Shift, slot: int, jobs: SimpleQueue[WireJob | None]) -> None:
+        self._shift = shift
+        self._slot = slot
+        self._jobs = jobs
+        self.thread = threading.Thread(target=self.work, name=f"pgtasks-{slot}", daemon=True)
+
+    def work(self) -> None:
+        """Run jobs until the queue says that it is over."""
+        runner = Runner(self._shift, self._slot)
+        try:
+            while (job := self._jobs.get()) is not None:
+                copy_context().run(self._run, runner, *job)
+        finally:
+            runner.close()
+
+    def _run(self, runner: Runner, serial: int, row: ClaimedRow, note: Note | None) -> None:
+        shift = self._shift
+        if shift.slate.skips(serial):
+            shift.skip(serial)
+        elif shift.take():  # else it stays unread, as far as the parent knows
+            runner.guard.begin(serial)
+            started = time.monotonic()
+            shift.slate.begin(serial, started, self._slot)
+            outcome = runner.run(serial, row, note, started)
+            shift.record(serial, self._slot, outcome, note, started)
+        shift.reporter.report()
+        shift.look_at_memory()
 
 
-def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
-    """Run a coroutine to its end; in a thread with the same context, if a loop runs in this one."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(_awaited(awaitable))
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(copy_context().run, asyncio.run, _awaited(awaitable)).result()
+class LoopRunner:
+    """Runs jobs of coroutine functions, many at once, on an event loop in a thread of its own.
 
+    Args:
+        shift: what it shares with others.
+        slots: its places on the slate.
+    """
 
-def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
-    task = app.find_task(new.task)
-    attempt = 0
-    while True:
-        attempt += 1
-        request = eager_request(app, new, attempt)
-        outcome = run_attempt(task, request, new.args, new.kwargs, None, await_)
-        if outcome.kind != "retry":
-            break
-    state = JobState(outcome.kind)
-    value = None
-    if outcome.result is not None:
-        value = task.parameters.convert_result(codec.decode(outcome.result, "result"))
-    info = JobError.from_json(outcome.error)
-    return EagerResult(
-        new.id,
-        app,
-        new.task,
-        state=state,
-        value=value,
-        error=info,
-        attempt=attempt,
-    )
+    def __init__(self, shift: Shift, slots: Sequence[int]) -> None:
+        self._shift = shift
+        self._loop = asyncio.new_event_loop()
+        # What follows belongs to the loop's thread.
+        self._free = list(slots)
+        self._waiting: deque[WireJob] = deque()
+        self._running: set[asyncio.Task[Outcome]] = set()
+        self._closing = False
+        self._reporting = False
+        self.thread = threading.Thread(target=self._work, name="pgtasks-loop", daemon=True)
 
+    def take(self, jobs: list[WireJob]) -> None:
+        """Take jobs; from any thread."""
+        self._loop.call_soon_threadsafe(self._take, jobs)
 
-def eager_request(app: App, new: NewJob, attempt: int) -> Request:
-    """Build the request of a job that was never written."""
-    said = read_options(new.options) if new.options else NO_OPTIONS
-    queue = new.queue or "default"
-    now = datetime.now(UTC)
+    def close(self) -> None:
+        """Let it end after what it has; from any thread."""
+        self._loop.call_soon_threadsafe(self._close)
 
-    def make_job() -> Job:
-        return Job(
-            id=new.id,
-            task=new.task,
-            queue=queue,
-            state=JobState.RUNNING,
-            priority=new.priority or 0,
-            args_json=new.args,
-            kwargs_json=new.kwargs,
-            attempt=attempt,
-            created_at=now,
-            started_at=now,
-            start_at=new.start_at,
-            expires_at=new.expires_at,
-            origin=new.origin,
-            parent_id=new.parent_id,
-            root_id=new.root_id or new.id,
-            bundle_id=new.bundle_id,
-            bundle_index=new.bundle_index,
-            options=said,
-        )
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        while not self._ended:
+            try:
+                self._loop.run_forever()  # a job may stop it, and what a job started may raise SystemExit
+            except BaseException as error:  # noqa: BLE001 (the top of a thread)
+                logger.warning("a coroutine on the event loop raised %s", type(error).__name__)
+        self._loop.run_until_complete(_leave_loop(self._shift.app))
+        self._loop.close()
 
-    # fmt: off
-    return Request(
-        app, new.id, new.task, queue, attempt, 0, new.parent_id, new.root_id, "eager", said, make_job,
-        is_eager=True,
-    )
-    # fmt: on
+    @property
+    def _ended(self) -> bool:
+        return self._closing and not self._waiting and not self._running
+
+    def _take(self, jobs: list[WireJob]) -> None:
+        self._waiting.extend(jobs)
+        self._fill()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._fill()
+
+    def _fill(self) -> None:
+        """Begin as many jobs as there are places for."""
+        shift = self._shift
+        while self._waiting and self._free:
+            serial, row, note = self._waiting.popleft()
+            if shift.slate.skips(serial):
+                shift.skip(serial)
+                self._report_soon()
+            elif shift.take():
+                self._begin(serial, row, note)
+            else:  # they stay unread, as far as the parent knows
+                self._waiting.clear()
+        if self._ended:
+            self._loop.stop()
+
+    def _begin(self, serial: int, row: ClaimedRow, note: Note | None) -> None:
+        shift, slot = self._shift, self._free.pop()
+        guard = CoroutineGuard(serial, self._loop)
+        shift.guards[slot] = guard
+        started = time.monotonic()
+        shift.slate.begin(serial, started, slot)
+        task = self._loop.create_task(self._run(guard, slot, row, note, started))
+        self._running.add(task)
+        task.add_done_callback(partial(self._end, serial, slot, note, started))
+
+    async def _run(
+        self, guard: CoroutineGuard, slot: int, row: ClaimedRow, note: Note | None, started: float
+    ) -> Outcome:
+        shift = self._shift
+        found = shift.find(row)
+        if isinstance(found, Outcome):
+            return found
+        task, request = found
+        if note is not None and note.over_limit is not None:
+            error = over_limit(note.over_limit)
+            return not_run(task, request, row.args, row.kwargs, row.input, error)
+        token = None if note is None else note.token
+        fence = None if token is None else shift.fence(slot, token, started)
+        return await _arun(shift, task, request, row, fence, guard)
+
+    def _end(
+        self,
+        serial: int,
+        slot: int,
+        note: Note | None,
+        started: float,
+        task: asyncio.Task[Outcome],
+    ) -> None:
+        """Put down the outcome, also of a job that another coroutine cancelled before it began."""
+        try:
+            outcome = task.result()
+        except BaseException as error:  # noqa: BLE001 (cancelled from outside)
+            outcome = Outcome("failed", error=describe(error))
+        self._shift.record(serial, slot, outcome, note, started)
+        self._running.discard(task)
+        self._shift.guards[slot] = None
+        if outcome.kind != "unsettled":
+            self._free.append(slot)
+        self._report_soon()
+        self._fill()
+
+    def _report_soon(self) -> None:
+        """Report once for all that ends in this turn of the loop."""
+        if not self._reporting:
+            self._reporting = True
+            self._loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        self._reporting = False
+        self._shift.reporter.report()
+        self._shift.look_at_memory()

@@ -5,7 +5,7 @@ So the parent knows, whatever kills the child, what was running, and loses no ou
 The parent writes orders there: which jobs not to begin, and which running ones to interrupt; then it sends
 the signal ASK.
 
-    0..4    child   bytes of unreported outcomes
+    0..8    child   bytes of unreported outcomes
     8..16   parent  jobs with a smaller serial are not begun any more (a lost lease)
     16..24  parent  how many serials stand in the list that follows
     24..    parent  serials that are not begun (cancelled in the pipe): SKIPS of 8 bytes
@@ -29,17 +29,15 @@ from pgtasks.worker.messages import Order, Running
 ROOM = (1 << 16) - 1024  # for outcomes, in bytes
 SKIPS = 32
 
-_LENGTH = struct.Struct("<I")
-_WORD = struct.Struct("<Q")
-_SKIPPING = struct.Struct("<QQ")
-_BEGUN = struct.Struct("<Qd")
-_ORDER = struct.Struct("<QQ")
-_SLOT = struct.Struct("<QdQQQ")
+_SLOT = struct.Struct("=QdQQQ")
 
-_SKIP_BELOW = 8
-_SKIP_COUNT = 16
-_SKIP_LIST = 24
-_SLOTS = _SKIP_LIST + SKIPS * _WORD.size
+# In words of 8 bytes.
+_LENGTH = 0
+_SKIP_BELOW = 1
+_SKIP_COUNT = 2
+_SKIP_LIST = 3
+_SLOTS = _SKIP_LIST + SKIPS
+_SERIAL, _BEGAN, _SESSION, _ORDER_SERIAL, _ORDER, _SLOT_WORDS = range(6)
 
 
 class Slate:
@@ -51,32 +49,39 @@ class Slate:
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
-        self._outcomes = _SLOTS + slots * _SLOT.size
+        self._outcomes = 8 * (_SLOTS + slots * _SLOT_WORDS)
         self._page = mmap.mmap(-1, self._outcomes + ROOM)
+        # Views: writing a word through them takes a tenth of the time that struct takes.
+        self._words = memoryview(self._page).cast("Q")
+        self._times = memoryview(self._page).cast("d")
         self._length = 0
 
     # The child's side
 
     def begin(self, serial: int, now: float, slot: int = 0) -> None:
         """Note that a job begins."""
-        offset = _SLOTS + slot * _SLOT.size
+        base = _SLOTS + slot * _SLOT_WORDS
         # Not known to run before its time is.
-        struct.pack_into("<d", self._page, offset + 8, now)
-        _WORD.pack_into(self._page, offset, serial)
+        self._times[base + _BEGAN] = now
+        self._words[base] = serial
 
     def set_session(self, pid: int, slot: int = 0) -> None:
         """Note the session in whose transaction the job of a slot runs; 0: in none any more."""
-        _WORD.pack_into(self._page, _SLOTS + slot * _SLOT.size + 16, pid)
+        self._words[_SLOTS + slot * _SLOT_WORDS + _SESSION] = pid
 
     def skips(self, serial: int) -> bool:
         """Whether a job shall not be begun."""
-        below, count = _SKIPPING.unpack_from(self._page, _SKIP_BELOW)
-        return serial < below or (count > 0 and serial in self._skip_list(count))
+        words = self._words
+        return serial < words[_SKIP_BELOW] or (
+            words[_SKIP_COUNT] > 0
+            and serial in words[_SKIP_LIST : _SKIP_LIST + words[_SKIP_COUNT]].tolist()
+        )
 
     def order(self, slot: int = 0) -> tuple[int, Order] | None:
         """Return the order in a slot and the serial that it is for."""
-        serial, order = _ORDER.unpack_from(self._page, _SLOTS + slot * _SLOT.size + 24)
-        return (serial, Order(order)) if serial else None
+        base = _SLOTS + slot * _SLOT_WORDS
+        serial = self._words[base + _ORDER_SERIAL]
+        return (serial, Order(self._words[base + _ORDER])) if serial else None
 
     def add(self, record: bytes) -> bool:
         """Note an unreported outcome; False if there is no room for it."""
@@ -85,33 +90,32 @@ class Slate:
             return False
         start = self._outcomes + self._length
         self._page[start : start + len(record) + 1] = record + b","
-        self._length = end
-        _LENGTH.pack_into(self._page, 0, end)  # last: a record counts once it is whole
+        self._length = self._words[_LENGTH] = end  # last: a record counts once it is whole
         return True
 
     def clear(self) -> None:
         """Forget the outcomes, since they were reported."""
-        self._length = 0
-        _LENGTH.pack_into(self._page, 0, 0)
+        self._length = self._words[_LENGTH] = 0
 
     # Both sides; the parent, once the child is dead
 
     def unreported(self) -> bytes:
         """Return the outcomes noted, as a JSON array."""
-        (length,) = _LENGTH.unpack_from(self._page, 0)
+        length = self._words[_LENGTH]
         return b"[" + self._page[self._outcomes : self._outcomes + max(0, length - 1)] + b"]"
 
     # The parent's side
 
     def has_unreported(self) -> bool:
         """Whether outcomes wait to be reported."""
-        return bool(_LENGTH.unpack_from(self._page, 0)[0])
+        return bool(self._words[_LENGTH])
 
     def running(self) -> list[Running]:
         """Return what stands in the slots: what runs, or ran last."""
         found = []
         for slot in range(self.slots):
-            serial, began, session, _, _ = _SLOT.unpack_from(self._page, _SLOTS + slot * _SLOT.size)
+            offset = 8 * (_SLOTS + slot * _SLOT_WORDS)
+            serial, began, session, _, _ = _SLOT.unpack_from(self._page, offset)
             if serial:
                 found.append(Running(serial, began, session))
         return found
@@ -119,26 +123,25 @@ class Slate:
     def interrupt(self, serial: int, order: Order) -> bool:
         """Leave an order for a job, if it runs; the child looks when it gets the signal ASK."""
         for slot in range(self.slots):
-            offset = _SLOTS + slot * _SLOT.size
-            if _WORD.unpack_from(self._page, offset)[0] == serial:
-                _WORD.pack_into(self._page, offset + 32, order)
-                _WORD.pack_into(self._page, offset + 24, serial)
+            base = _SLOTS + slot * _SLOT_WORDS
+            if self._words[base] == serial:
+                self._words[base + _ORDER] = order
+                self._words[base + _ORDER_SERIAL] = serial
                 return True
         return False
 
     def skip_below(self, serial: int) -> None:
         """Let no job with a smaller serial begin."""
-        _WORD.pack_into(self._page, _SKIP_BELOW, serial)
+        self._words[_SKIP_BELOW] = serial
 
     def skip(self, serials: Sequence[int]) -> None:
         """Let these not begin, and no others that were named before; as many as there is room for."""
-        listed = serials[:SKIPS]
-        struct.pack_into(f"<{len(listed)}Q", self._page, _SKIP_LIST, *listed)
-        _WORD.pack_into(self._page, _SKIP_COUNT, len(listed))
+        for place, serial in enumerate(serials[:SKIPS]):
+            self._words[_SKIP_LIST + place] = serial
+        self._words[_SKIP_COUNT] = min(len(serials), SKIPS)
 
     def close(self) -> None:
         """Give the memory back."""
+        self._words.release()
+        self._times.release()
         self._page.close()
-
-    def _skip_list(self, count: int) -> tuple[int, ...]:
-        return struct.unpack_from(f"<{count}Q", self._page, _SKIP_LIST)

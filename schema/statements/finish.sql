@@ -32,3 +32,7 @@ with lost as (
 )
 select pgtasks.release_jobs(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
 from lost l
+
+-- name: limit_wait
+-- Lets a statement of this transaction wait for 5 seconds at most: for one that a lost session has open.
+select set_config('statement_timeout', '5s', true)

@@ -1,4 +1,4 @@
-"""The slate says what a dead child had begun and not reported."""
+"""The slate says what a dead child ran and had not reported, and takes the parent's orders to it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,90 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtasks.worker.slate import ROOM, Slate
+from pgtasks.worker.messages import Order, Running
+from pgtasks.worker.slate import ROOM, SKIPS, Slate
 
 
 @pytest.fixture
 def slate():
-    slate = Slate()
+    slate = Slate(slots=3)
     yield slate
     slate.close()
 
 
 def test_a_new_slate_is_empty(slate: Slate):
-    assert slate.begun() == 0
+    assert slate.running() == []
+    assert [slate.order(slot) for slot in range(3)] == [None, None, None]
+    assert not slate.skips(1)
     assert not slate.has_unreported()
     assert orjson.loads(slate.unreported()) == []
 
 
-def test_jobs_begun_are_counted(slate: Slate):
-    for _ in range(70_000):
-        slate.begin()
+def test_what_runs_stands_in_its_slot(slate: Slate):
+    slate.begin(7, 1.5)
+    slate.begin(2**63, 2.5, slot=2)
+    slate.set_session(4711, slot=2)
 
-    assert slate.begun() == 70_000
+    assert slate.running() == [Running(7, 1.5, 0), Running(2**63, 2.5, 4711)]
+
+    slate.begin(8, 3.5)
+    slate.set_session(0, slot=2)
+
+    assert slate.running() == [Running(8, 3.5, 0), Running(2**63, 2.5, 0)]
+
+
+def test_an_order_reaches_the_slot_of_its_job_only(slate: Slate):
+    slate.begin(7, 0.0, slot=0)
+    slate.begin(8, 0.0, slot=2)
+
+    assert slate.interrupt(8, Order.SOFT_LIMIT)
+
+    assert [slate.order(slot) for slot in range(3)] == [None, None, (8, Order.SOFT_LIMIT)]
+    assert slate.interrupt(8, Order.CANCEL)
+    assert slate.order(2) == (8, Order.CANCEL)
+
+
+def test_an_order_for_a_job_that_does_not_run_is_refused(slate: Slate):
+    slate.begin(7, 0.0)
+    slate.begin(8, 0.0)
+
+    assert not slate.interrupt(7, Order.CANCEL)
+    assert slate.order() is None
+
+
+def test_an_order_stays_with_the_job_that_it_was_for(slate: Slate):
+    slate.begin(7, 0.0)
+    slate.interrupt(7, Order.CANCEL)
+
+    slate.begin(8, 0.0)
+
+    assert slate.order() == (7, Order.CANCEL)
+
+
+def test_jobs_below_a_serial_are_skipped(slate: Slate):
+    slate.skip_below(5)
+
+    assert [slate.skips(serial) for serial in (4, 5)] == [True, False]
+
+
+def test_named_jobs_are_skipped_until_others_are_named(slate: Slate):
+    slate.skip([3, 9])
+    assert [serial for serial in range(12) if slate.skips(serial)] == [3, 9]
+
+    slate.skip([4])
+    assert [serial for serial in range(12) if slate.skips(serial)] == [4]
+
+    slate.skip([])
+    assert not any(slate.skips(serial) for serial in range(12))
+
+
+def test_as_many_are_skipped_as_there_is_room_for(slate: Slate):
+    slate.begin(1, 0.0)
+
+    slate.skip(range(100, 100 + 2 * SKIPS))
+
+    assert [serial for serial in range(300) if slate.skips(serial)] == [*range(100, 100 + SKIPS)]
+    assert slate.running() == [Running(1, 0.0, 0)]
 
 
 def test_outcomes_are_kept_until_they_are_reported(slate: Slate):
@@ -63,29 +126,49 @@ def test_a_record_that_fits_exactly_is_taken(slate: Slate):
     assert not slate.add(b"")
 
 
-@given(st.lists(st.lists(st.integers(-5, 5)), max_size=30), st.integers(0, 30))
-def test_any_records_come_back_as_json(records: list[list[int]], cleared_after: int):
-    slate = Slate()
+@given(st.lists(st.lists(st.integers(-5, 5)), max_size=30), st.integers(0, 30), st.integers(1, 40))
+def test_any_records_come_back_as_json(records: list[list[int]], cleared_after: int, slots: int):
+    slate = Slate(slots)
     kept: list[list[int]] = []
     for number, record in enumerate(records):
         if number == cleared_after:
             slate.clear()
             kept = []
+        slate.begin(number + 1, float(number), slot=number % slots)
         assert slate.add(orjson.dumps(record))
         kept.append(record)
 
     assert orjson.loads(slate.unreported()) == kept
+    assert len(slate.running()) == min(slots, len(records))
     slate.close()
 
 
 def test_the_parent_reads_what_a_dead_child_wrote(slate: Slate):
     pid = os.fork()
     if pid == 0:
-        slate.begin()
-        slate.begin()
+        slate.begin(1, 0.5)
         slate.add(b"[1]")
+        slate.begin(2, 1.0)
         os._exit(9)
     os.waitpid(pid, 0)
 
-    assert slate.begun() == 2
+    assert slate.running() == [Running(2, 1.0, 0)]
     assert orjson.loads(slate.unreported()) == [[1]]
+
+
+def test_a_child_reads_what_the_parent_wrote_after_the_fork(slate: Slate):
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(ready, 1)
+        seen = slate.skips(1) and slate.skips(9) and slate.order(1) == (12, Order.CANCEL)
+        os._exit(0 if seen else 1)
+    slate.begin(12, 0.0, slot=1)
+    slate.skip_below(2)
+    slate.skip([9])
+    slate.interrupt(12, Order.CANCEL)
+    os.write(go, b"!")
+
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(ready)
+    os.close(go)

@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgtasks.worker.messages import ClaimedRow
-from pgtasks.worker.wire import HEADER, FrameReader, frame, pack_jobs, read_jobs, write_all
-from tests.unit.worker_fakes import claimed_row
+from pgtasks.worker.wire import (
+    HEADER,
+    FrameReader,
+    Note,
+    WireJob,
+    frame,
+    pack_jobs,
+    read_jobs,
+    write_all,
+)
+from tests.unit.worker_model import claimed_row
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
@@ -81,8 +90,15 @@ def test_nothing_is_kept_of_frames_that_came_out():
     assert len(reader._buffer) == 0
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), claimed_rows), max_size=5))
-def test_jobs_arrive_as_they_were_sent(jobs: list[tuple[int, ClaimedRow]]):
+notes = st.builds(
+    Note,
+    token=st.none() | texts,
+    over_limit=st.none() | st.floats(0.001, 1e9),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), claimed_rows, st.none() | notes), max_size=5))
+def test_jobs_arrive_as_they_were_sent(jobs: list[WireJob]):
     read, write = os.pipe()
     try:
         sender = threading.Thread(target=write_all, args=(write, pack_jobs(jobs)))
@@ -94,11 +110,11 @@ def test_jobs_arrive_as_they_were_sent(jobs: list[tuple[int, ClaimedRow]]):
         os.close(write)
 
     assert arrived == jobs
-    assert all(type(row) is ClaimedRow for _, row in arrived or ())
+    assert all(type(row) is ClaimedRow for _, row, _ in arrived or ())
 
 
 def test_a_frame_larger_than_the_pipe_arrives():
-    jobs = [(number, claimed_row(args="x" * 100_000)) for number in range(20)]
+    jobs: list[WireJob] = [(number, claimed_row(args="x" * 100_000), None) for number in range(20)]
     read, write = os.pipe()
     sender = threading.Thread(target=write_all, args=(write, pack_jobs(jobs)))
 
@@ -116,7 +132,7 @@ def test_a_frame_larger_than_the_pipe_arrives():
 @pytest.mark.parametrize("kept", [0, 1, 3, 4, 10])
 def test_a_stream_that_ends_within_a_frame_is_an_end(kept: int):
     read, write = os.pipe()
-    os.write(write, pack_jobs([(1, claimed_row())])[:kept])
+    os.write(write, pack_jobs([(1, claimed_row(), None)])[:kept])
     os.close(write)
 
     assert read_jobs(read) is None
