@@ -1,3 +1,7 @@
 """What all tests may ask for; see ``tests/fixtures``."""
 
-pytest_plugins = ["tests.fixtures.database", "tests.fixtures.commands"]
+pytest_plugins = [
+    "tests.fixtures.database",
+    "tests.fixtures.commands",
+    "tests.fixtures.forked_child",
+]

@@ -218,8 +218,9 @@ def hand_over(
 
 def listen_to_parent(reporter: Reporter) -> None:
     """Let the signal ASK reach the reporter; only the main thread may call this."""
+    # Without SA_RESTART: a system call that blocks must return, so that Python runs the handler, which may
+    # interrupt the job; if it does not, Python makes the call again (PEP 475).
     signal.signal(ASK, reporter.on_signal)
-    signal.siginterrupt(ASK, False)  # a blocking call of a task goes on after it
 
 
 def _set_signals(reporter: Reporter) -> None:

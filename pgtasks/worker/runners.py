@@ -250,9 +250,12 @@ class Runner:
         guard = CoroutineGuard(self.guard.serial, loop)
         self.shift.guards[self.slot] = guard
         try:
-            return run_on_loop(loop, _await_interruptibly(awaitable, guard))
+            value, error = run_on_loop(loop, _await_interruptibly(awaitable, guard))
         finally:
             self.shift.guards[self.slot] = self.guard
+        if error is not None:
+            raise error
+        return value
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -283,13 +286,19 @@ async def _arun(
     return await arun_attempt(task, request, row.args, row.kwargs, row.input, guard, limit)
 
 
-async def _await_interruptibly(awaitable: Awaitable[Any], guard: CoroutineGuard) -> Any:
+async def _await_interruptibly(
+    awaitable: Awaitable[Any], guard: CoroutineGuard
+) -> tuple[Any, BaseException | None]:
+    """Return its value, or what it raised: an asyncio task would make any cancellation a plain one."""
     guard_var.set(guard)
     try:
-        guard.enter()
-        return await Interruptible(awaitable, guard)
-    finally:
-        guard.open = False
+        try:
+            guard.enter()
+            return await Interruptible(awaitable, guard), None
+        finally:
+            guard.open = False
+    except BaseException as error:  # noqa: BLE001 (a user's coroutine)
+        return None, error
 
 
 def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -22,7 +22,7 @@ from pgtasks.worker.wire import (
     read_jobs,
     write_all,
 )
-from tests.unit.worker_model import claimed_row
+from tests.unit.worker_fakes import claimed_row
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
