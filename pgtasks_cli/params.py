@@ -16,6 +16,10 @@ else:
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w|)", re.IGNORECASE)
 
+# Powers of 1024; without a unit it is KiB, as Celery's --max-memory-per-child has it.
+MEMORY_UNITS = {"b": 0, "": 1, "k": 1, "m": 2, "g": 3}
+MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMG])(?:i?B)?|(B?))", re.IGNORECASE)
+
 
 class Duration(ParamType):
     """Seconds, also as 90s, 10m, 2h, 7d."""
@@ -36,6 +40,25 @@ class Duration(ParamType):
                 ctx,
             )
         return float(match[1]) * UNITS[match[2].lower()]
+
+
+class Memory(ParamType):
+    """Bytes, said as KiB, or with a unit: 200MB, 1GiB. A unit is 1024 of the one before, as in PostgreSQL."""
+
+    name = "KiB|size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        match = MEMORY.fullmatch(value.strip())
+        if match is None:
+            self.fail(
+                f"expected a number of KiB, or one with its unit like 200MB or 1GiB, found {value!r}",
+                param,
+                ctx,
+            )
+        return int(float(match[1]) * 1024 ** MEMORY_UNITS[(match[2] or match[3]).lower()])
 
 
 class Moment(ParamType):

@@ -11,18 +11,16 @@ from typing import Any, TypeVar
 
 import click
 
-from pgtasks import App, WorkerOptions
+from pgtasks import WorkerOptions
 from pgtasks.options import worker_name
 from pgtasks_cli.loading import import_module
-from pgtasks_cli.params import Duration, Names
+from pgtasks_cli.params import Duration, Memory, Names
 from pgtasks_cli.session import Session, pass_session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-POOLS = {"prefork": "prefork", "processes": "prefork", "solo": "solo"}
-# How many tasks the banner lists by name.
-LISTED = 30
+POOLS = {"prefork": "prefork", "processes": "prefork", "threads": "threads", "solo": "solo"}
 
 
 def pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -31,8 +29,8 @@ def pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> 
         return None
     if value.lower() not in POOLS:
         raise click.BadParameter(
-            f"there is no pool {value!r}: expected prefork (children run the jobs) or solo (this process "
-            "runs them, one by one); async def tasks run in both",
+            f"there is no pool {value!r}: expected prefork (children run the jobs), threads (one child runs "
+            "them in threads) or solo (this process runs them, one by one); async def tasks run in all",
             ctx,
             param,
         )
@@ -84,9 +82,39 @@ def ignored_options(command: F) -> F:
 @click.option(
     "-P",
     "--pool",
-    metavar="prefork|solo",
+    metavar="POOL",
     callback=pool_name,
-    help="What runs the jobs.  [default: prefork]",
+    help="What runs the jobs. prefork: processes; threads: one process with threads; solo: the worker itself.  "
+    "[default: prefork]",
+)
+@click.option(
+    "--async-concurrency",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    help="How many jobs of async def tasks each child runs at once, besides the others; 1: they take turns "
+    "with them.  [default: 1]",
+)
+@click.option(
+    "--soft-time-limit",
+    type=Duration(),
+    help="Raise SoftTimeLimitExceeded in a job that runs so long, if its task has no such limit.",
+)
+@click.option(
+    "--time-limit",
+    type=Duration(),
+    help="Kill a job that runs so long, if its task has no such limit; not with pool threads or solo.",
+)
+@click.option(
+    "--max-tasks-per-child",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Replace a child after so many jobs.",
+)
+@click.option(
+    "--max-memory-per-child",
+    metavar="SIZE",
+    type=Memory(),
+    help="Replace a child that ever held so much, after its job: in KiB, or with a unit: 200MB, 1GB.",
 )
 @click.option("-I", "--include", type=Names(), help="Import these modules, too.")
 @click.option(
@@ -111,7 +139,14 @@ def ignored_options(command: F) -> F:
     help="Write the process id here, and refuse to start beside a worker that did.",
 )
 @click.option(
-    "--grace", type=Duration(), help="How long running jobs may go on after TERM.  [default: 25s]"
+    "--health-port",
+    metavar="[HOST:]PORT",
+    help="Answer HTTP probes there, 200 if healthy, else 503; HOST is 127.0.0.1 unless said.",
+)
+@click.option(
+    "--grace",
+    type=Duration(),
+    help="How long running jobs may go on after TERM, or after they were cancelled.  [default: 25s]",
 )
 @click.option(
     "--poll-interval",
@@ -179,9 +214,12 @@ def worker(
     Example:
       pgtasks worker -A shop -c 4 -l info
       pgtasks worker -A shop -Q mail,default -n mail@%h
+      pgtasks worker -A shop --time-limit 10m --max-memory-per-child 500MB --health-port 8080
+      pgtasks worker -A shop -P threads -c 20
     """
     from pgtasks import logs
     from pgtasks.worker.process import prepare, run_worker
+    from pgtasks_cli.banner import banner, warnings
 
     app = session.load_app()
     for module in include or ():
@@ -192,10 +230,12 @@ def worker(
     host = socket.gethostname()
     with pid_written(pidfile and worker_name(pidfile, host)):
         if not (session.quiet or session.json):
-            click.echo(banner(app, options, parent.name, parent.queues))
+            click.echo(banner(app, parent))
         if logfile:
             log_to(worker_name(logfile, host))
         logs.set_up(loglevel.upper(), json=log_json or session.json)
+        for warning in warnings(app, options):
+            logs.logger.warning(warning)
         run_worker(parent)
 
 
@@ -207,25 +247,6 @@ def worker_options(said: dict[str, Any]) -> WorkerOptions:
     if options.get("pool") != "solo":
         options.setdefault("concurrency", len(os.sched_getaffinity(0)))
     return WorkerOptions(**options)
-
-
-def banner(app: App, options: WorkerOptions, name: str, queues: tuple[str, ...]) -> str:
-    """Return what an operator wants to be sure of."""
-    from pgtasks.db.dsn import describe
-    from pgtasks.version import VERSION
-
-    tasks = sorted(app.tasks)
-    shown = tasks[:LISTED] + ([f"… and {len(tasks) - LISTED} more"] if len(tasks) > LISTED else [])
-    lines = [
-        f"pgtasks {VERSION}: {name} (pid {os.getpid()})",
-        f"  app       {app.name}",
-        f"  database  {describe(app.dsn)}",
-        f"  pool      {options.concurrency} ({options.pool})",
-        f"  queues    {', '.join(queues)}",
-        f"  tasks     {shown[0]}",
-        *(f"            {task}" for task in shown[1:]),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def log_to(path: str) -> None:
