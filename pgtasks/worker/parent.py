@@ -27,6 +27,7 @@ from pgtasks import events
 from pgtasks.errors import PgTasksError
 from pgtasks.worker import messages as msg
 from pgtasks.worker.desk import Desk
+from pgtasks.worker.health import HealthServer
 from pgtasks.worker.ledger import Ledger, Phase
 from pgtasks.worker.link import Call, Link, State
 from pgtasks.worker.upkeep import Upkeep, boot_time
@@ -106,6 +107,9 @@ class Parent:
             self._on_lease_lost,
             self._on_cancelled,
         )
+        self._started_at = time.monotonic()
+        address = options.health_address
+        self._health = HealthServer(address, self._check_health) if address else None
         self._ask_at = 0.0
         self._asked_about: dict[int, list[int]] = {}  # child -> what it ran at the last look
         self._wake_read, self._wake_write = os.pipe()
@@ -130,7 +134,13 @@ class Parent:
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1)
         self._set_worker_id(self._register())
-        events.emit("worker.ready", worker=self.name, worker_id=self.worker_id, pid=os.getpid())
+        events.emit(
+            "worker.ready",
+            worker=self.name,
+            worker_id=self.worker_id,
+            pid=os.getpid(),
+            health=self.health_address,
+        )
 
     def cycle(self) -> bool:
         """Wait, tell the ledger what happened, perform what it asks for; False when done."""
@@ -153,6 +163,8 @@ class Parent:
         self._deregister()
         for link in (self._work, self._watch):
             link.close()
+        if self._health:
+            self._health.close()
         for child in self.pool.children.values():
             child.kill()
         if threading.current_thread() is threading.main_thread():
@@ -191,6 +203,8 @@ class Parent:
             until = min(until, self._ask_at)
         if any(child.unwritten for child in self.pool.children.values()):
             until = min(until, now + ERRORS_AGAIN)
+        if self._health:
+            until = min(until, self._health.next_due())
         ready = self._selector.select(max(0.0, until - now))
         now = time.monotonic()
         for key, mask in ready:
@@ -199,6 +213,9 @@ class Parent:
                 self._drain_wake_pipe()
             elif isinstance(owner, Link):
                 self._link_ready(owner, now)
+            elif isinstance(owner, HealthServer):
+                if owner.ready(key.fd, now):
+                    self._refresh_selector()
             elif key.fd == owner.errors:
                 owner.read_errors()
             elif mask & selectors.EVENT_WRITE:
@@ -208,6 +225,8 @@ class Parent:
         for child in self.pool.children.values():
             if child.unwritten:
                 child.write_errors()
+        if self._health and self._health.expire(now):
+            self._refresh_selector()
         self._reap()
         while self._signals:
             number = self._signals.pop(0)
@@ -228,6 +247,9 @@ class Parent:
                 wanted[child.inbox] = (selectors.EVENT_WRITE, child)
             if child.errors >= 0 and not child.unwritten:
                 wanted[child.errors] = (selectors.EVENT_READ, child)
+        if self._health:
+            for fd, mask in self._health.descriptors().items():
+                wanted[fd] = (mask, self._health)
         if wanted == self._registered:
             return
         # By closing, a descriptor may have come back as another's: take all out that changed.
@@ -365,6 +387,8 @@ class Parent:
             link.fileno() for link in (self._work, self._watch) if link.state is not State.DOWN
         ]
         private += [self._wake_read, self._wake_write]
+        if self._health:
+            private += self._health.filenos()
         if isinstance(self._selector, selectors.EpollSelector):
             private.append(self._selector.fileno())
         child = self.pool.spawn(private)
@@ -389,8 +413,32 @@ class Parent:
             # Seconds since the database last answered a look or a claim; and what counts as dead.
             "claimed_ago": None if answered is None else round(time.monotonic() - answered, 3),
             "lease": self.options.lease,
+            "poll_interval": self.options.poll_interval,
         }
         return state, running, stats
+
+    @property
+    def health_address(self) -> str | None:
+        """Where probes are answered, as host:port; None: nowhere."""
+        return self._health.address if self._health else None
+
+    def _check_health(self, now: float) -> tuple[bool, dict[str, Any]]:
+        """Say whether the last beat, and the last look for jobs, were answered within the lease."""
+        draining = self.ledger.phase is Phase.DRAINING  # then it looks for none
+        answered = self._desk.answered_at
+        claimed_ago = now - (self._started_at if answered is None else answered)
+        beat_ago = boot_time() - self._upkeep.own_lease.confirmed_at
+        lease = self.options.lease
+        healthy = beat_ago <= lease and (
+            draining or claimed_ago <= max(lease, 2 * self.options.poll_interval)
+        )
+        return healthy, {
+            "worker": self.name,
+            "state": "draining" if draining else "running",
+            "beat_ago": round(beat_ago, 3),
+            "claimed_ago": round(claimed_ago, 3),
+            "lease": lease,
+        }
 
     def _set_worker_id(self, worker_id: int) -> None:
         self.worker_id = self._desk.worker_id = worker_id
