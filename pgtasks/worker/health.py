@@ -21,10 +21,13 @@ import orjson
 
 from pgtasks.errors import PgTasksError
 
-MAX_CONNECTIONS = 16  # more wait in the listener's backlog
+MAX_CONNECTIONS = 16  # as many again wait in the listener's backlog
 MAX_REQUEST = 2048  # bytes
 MAX_DRAINED = 65_536  # bytes, after the answer
 CONNECTION_SECONDS = 5.0
+# When every place is taken, slow clients lose theirs after this time already, so that a probe, which is
+# patient for 1 s as a rule, is answered behind a crowd, too.
+CROWDED_SECONDS = 0.2
 # After accept() was refused, out of descriptors for one, how long the listener rests, in seconds.
 REST = 1.0
 
@@ -34,7 +37,7 @@ Check = Callable[[float], tuple[bool, Mapping[str, Any]]]
 @dataclass(slots=True)
 class _Connection:
     socket: socket.socket
-    until: float
+    since: float
     request: bytearray = field(default_factory=bytearray)
     unsent: bytes = b""
     answered: bool = False
@@ -98,14 +101,16 @@ class HealthServer:
         """Drop who takes too long; True if a descriptor was closed: look at `descriptors` anew."""
         if now >= self._rest_until:
             self._rest_until = 0.0
-        slow = [fd for fd, one in self._connections.items() if now >= one.until]
+        patience = self._patience
+        slow = [fd for fd, one in self._connections.items() if now >= one.since + patience]
         for fd in slow:
             self._drop(fd)
         return bool(slow)
 
     def next_due(self) -> float:
         """Return the monotonic moment of the next `expire` that has something to do."""
-        moments = [one.until for one in self._connections.values()]
+        patience = self._patience
+        moments = [one.since + patience for one in self._connections.values()]
         if self._rest_until:
             moments.append(self._rest_until)
         return min(moments, default=float("inf"))
@@ -115,6 +120,11 @@ class HealthServer:
         for fd in list(self._connections):
             self._drop(fd)
         self._listener.close()
+
+    @property
+    def _patience(self) -> float:
+        full = len(self._connections) >= MAX_CONNECTIONS
+        return CROWDED_SECONDS if full else CONNECTION_SECONDS
 
     def _accept(self, now: float) -> None:
         while len(self._connections) < MAX_CONNECTIONS:
@@ -126,7 +136,7 @@ class HealthServer:
                 self._rest_until = now + REST
                 return
             accepted.setblocking(False)
-            self._connections[accepted.fileno()] = _Connection(accepted, now + CONNECTION_SECONDS)
+            self._connections[accepted.fileno()] = _Connection(accepted, now)
 
     def _read(self, one: _Connection, now: float) -> bool:
         data = one.socket.recv(MAX_REQUEST)

@@ -17,6 +17,7 @@ import pytest
 from pgtasks.errors import PgTasksError
 from pgtasks.worker.health import (
     CONNECTION_SECONDS,
+    CROWDED_SECONDS,
     MAX_CONNECTIONS,
     MAX_DRAINED,
     MAX_REQUEST,
@@ -235,18 +236,54 @@ def test_what_comes_after_the_answer_is_read_to_a_bound(loop: Loop):
     loop.connections(0)
 
 
-def test_more_connections_than_the_bound_wait_their_turn(loop: Loop):
-    silent = [loop.connect() for _ in range(MAX_CONNECTIONS)]
-    loop.connections(MAX_CONNECTIONS)
-    with loop.connect() as late:
-        late.sendall(GET)
-        assert loop.server.filenos()[0] not in loop.server.descriptors()  # else it would spin
-        silent.pop().close()
+@pytest.fixture
+def still() -> Iterator[HealthServer]:
+    # A server that nobody drives but the test.
+    server = HealthServer(("127.0.0.1", 0), lambda now: (True, {}))
+    yield server
+    server.close()
 
-        assert loop.read(late).startswith(b"HTTP/1.1 200 OK\r\n")
-    for client in silent:
+
+def connect_to(server: HealthServer, number: int) -> list[socket.socket]:
+    port = int(server.address.rpartition(":")[2])
+    return [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(number)]
+
+
+def test_more_connections_than_the_bound_wait_until_one_ends(still: HealthServer):
+    [listener] = still.filenos()
+    clients = connect_to(still, MAX_CONNECTIONS + 1)
+    still.ready(listener, 100.0)
+    full = still.descriptors()
+
+    clients[0].close()
+    closed = still.ready(still.filenos()[1], 100.0)
+    still.ready(listener, 100.1)
+
+    assert len(full) == MAX_CONNECTIONS
+    assert listener not in full  # else it would spin
+    assert closed
+    assert len(still.filenos()) == MAX_CONNECTIONS + 1
+    for client in clients:
         client.close()
-    loop.connections(0)
+
+
+def test_slow_clients_lose_their_places_sooner_when_all_are_taken(still: HealthServer):
+    [listener] = still.filenos()
+    clients = connect_to(still, 3)
+    still.ready(listener, 100.0)
+    alone = still.next_due()
+    clients += connect_to(still, MAX_CONNECTIONS)
+    still.ready(listener, 100.1)
+    crowded = still.next_due()
+
+    dropped = still.expire(crowded)
+
+    assert (alone, crowded) == (100.0 + CONNECTION_SECONDS, 100.0 + CROWDED_SECONDS)
+    assert dropped
+    assert len(still.filenos()) == 1 + MAX_CONNECTIONS - 3
+    assert still.next_due() == 100.1 + CONNECTION_SECONDS
+    for client in clients:
+        client.close()
 
 
 def test_many_probes_at_once_are_all_answered(loop: Loop):
