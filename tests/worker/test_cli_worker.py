@@ -4,17 +4,20 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgtasks import App, WorkerOptions
+from pgtasks_cli.root import cli
 from pgtasks_cli.worker import worker_options
 from tests.fixtures.eventually import eventually
 
@@ -35,11 +38,24 @@ def mail_ann():
     return os.getpid()
 """
 
+LIMITED = """
+from pgtasks import App
+
+app = App("limited", time_limit=120)
+
+@app.task(name="limited.hard", time_limit=60)
+def hard(): ...
+
+@app.task(name="limited.either")
+def either(): ...
+"""
+
 
 @pytest.fixture
 def start(dsn: str, tmp_path: Path) -> Iterator[Start]:
     """Starts ``pgtasks …`` in a folder with the module ``shop``; kills it at the end, if it must."""
     (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "limited.py").write_text(LIMITED)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("from pgtasks import App\napp = App('empty')\n")
     environment = {name: value for name, value in os.environ.items() if name != "PGTASKS_APP"}
@@ -169,6 +185,98 @@ def test_options_are_those_that_were_said_and_else_the_defaults():
     assert worker_options({"pool": "solo"}).concurrency == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (
+            ["--time-limit", "10m", "--soft-time-limit", "90"],
+            {"time_limit": 600.0, "soft_time_limit": 90.0},
+        ),
+        (["--max-tasks-per-child", "1000"], {"max_tasks_per_child": 1000}),
+        (
+            ["--max-memory-per-child", "12000"],
+            {"max_memory_per_child": 12000 * 1024},
+        ),  # Celery's KiB
+        (["--max-memory-per-child", "200MB"], {"max_memory_per_child": 200 * 2**20}),
+        (["--max-memory-per-child", "1.5 GiB"], {"max_memory_per_child": 3 * 2**29}),
+        (["--max-memory-per-child", "4096b"], {"max_memory_per_child": 4096}),
+        (["-P", "threads"], {"pool": "threads"}),
+        (["--pool", "Processes"], {"pool": "prefork"}),
+        (["--async-concurrency", "50"], {"async_concurrency": 50}),
+        (["--health-port", "0.0.0.0:8080"], {"health_port": "0.0.0.0:8080"}),
+    ],
+)
+def test_celerys_limits_become_ours(args: list[str], options: dict[str, Any]):
+    command = cli.get_command(click.Context(cli), "worker")
+    assert command is not None
+
+    said = command.make_context("worker", ["-c", "3", *args]).params
+    mine = {name: said.get(name) for name in WorkerOptions.__struct_fields__}
+
+    assert worker_options(mine) == WorkerOptions(concurrency=3, **options)
+
+
+def test_the_banner_shows_the_limits_the_pool_and_where_probes_are_answered(
+    start: Start, connection: psycopg.Connection[Any]
+):
+    process = start(
+        "worker", "-A", "limited", "-c", "2", "--soft-time-limit", "1m", "--async-concurrency", "20",
+        "--max-tasks-per-child", "5000", "--max-memory-per-child", "200MB", "--health-port", "0",
+    )  # fmt: skip
+    until_registered(connection)
+
+    banner, log = stop(process)
+
+    assert re.search(r"\n  pool      2 \(prefork\)\n", banner)
+    assert "\n  async     20 more at once in each child, of async def tasks\n" in banner
+    assert "\n  limits    soft 60 s, hard 120 s\n" in banner  # the second is the app's
+    assert "\n  children  replaced after 5,000 tasks or 200 MiB\n" in banner
+    assert re.search(r"\n  health    http://127\.0\.0\.1:[1-9]\d+/health\n", banner)
+    assert log == ""
+
+
+def test_without_options_the_banner_is_short(start: Start, connection: psycopg.Connection[Any]):
+    process = start("worker", "-A", "shop", "-c", "1")
+    until_registered(connection)
+
+    banner, _ = stop(process)
+
+    labels = [
+        line.split()[0]
+        for line in banner.splitlines()[1:]
+        if line.startswith("  ") and line[2] != " "
+    ]
+    assert labels == ["app", "database", "pool", "queues", "tasks"]
+
+
+@pytest.mark.parametrize(("pool", "count"), [("threads", 1), ("solo", 2)])
+def test_a_pool_that_cannot_kill_says_once_which_limits_it_does_not_know(
+    start: Start, connection: psycopg.Connection[Any], pool: str, count: int
+):
+    process = start("worker", "-A", "limited", "-P", pool, "--max-tasks-per-child", "5", "-q")
+    until_registered(connection)
+
+    _, log = stop(process)
+
+    assert log.count("\n") == count
+    assert log.count(f"pool {pool} knows soft time limits only") == 1
+    assert "the time_limit of limited.either, limited.hard is not enforced" in log
+
+
+def test_a_health_port_that_is_taken_is_said_in_one_line(start: Start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start("worker", "-A", "shop", "--health-port", str(port))
+        output, errors = process.communicate(timeout=10)
+
+    assert process.returncode == 1
+    assert output == ""
+    assert errors.startswith(
+        f"pgtasks: cannot serve health at 127.0.0.1:{port}: address already in use; "
+    )
+    assert errors.count("\n") == 1
+
+
 def test_logfile_and_pidfile_are_written(
     start: Start, tmp_path: Path, connection: psycopg.Connection[Any]
 ):
@@ -210,6 +318,22 @@ def test_modules_that_are_included_are_imported(start: Start, tmp_path: Path):
         (["-A", "shop", "-P", "gevent"], 2, "there is no pool 'gevent': expected prefork"),
         (["-A", "shop", "-X", "default,mail"], 2, "no queue is left"),
         (["-A", "shop", "-B"], 2, "schedules do not exist in this release"),
+        (
+            ["-A", "shop", "--time-limit", "9", "--soft-time-limit", "9"],
+            2,
+            "soft_time_limit is less than time_limit",
+        ),
+        (
+            ["-A", "shop", "--max-memory-per-child", "1TB"],
+            2,
+            "expected a number of KiB, or one with its unit",
+        ),
+        (["-A", "shop", "--max-tasks-per-child", "0"], 2, "--max-tasks-per-child"),
+        (
+            ["-A", "shop", "--health-port", "::1:80"],
+            2,
+            "health_port is a port or host:port, such as 8080",
+        ),
         (["-A", "shop", "--dsn", "postgresql://127.0.0.1:1/x"], 3, "no database answered"),
     ],
 )
