@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 def rebuild_error(app: App, job_id: str, state: JobState, error: JobError | None) -> BaseException:
     """Return the exception that a job ended with, as its own class where that is known."""
+    if state is JobState.CANCELLED:  # also if its last attempt failed, and would have been retried
+        return JobCancelledError(f"job {job_id} was cancelled")
     if error is None:
         if state is JobState.EXPIRED:
             return JobExpiredError(f"job {job_id} expired before a worker took it")
-        if state is JobState.CANCELLED:
-            return JobCancelledError(f"job {job_id} was cancelled")
         return JobFailedError(f"job {job_id} ended {state}")
     failure = TaskFailedError(error.type, error.message, error.traceback)
     cls = app.find_error(error.type)

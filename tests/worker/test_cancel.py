@@ -1,12 +1,15 @@
 """Cancel: what waits at once, what runs through its worker, and what lies in between is not begun."""
 
+from typing import Any
+
+import psycopg
 import pytest
 
 from pgtasks import App, JobCancelledError, JobState
 from tests.fixtures import limited_app, sample_app
 from tests.fixtures.eventually import eventually
 from tests.fixtures.runs import Runs
-from tests.fixtures.workers import Gate, Workers, wait_until_begun, warm_up
+from tests.fixtures.workers import Gate, Workers, wait_until_begun, wait_until_held, warm_up
 
 LIMITED = "tests.fixtures.limited_app"
 
@@ -67,28 +70,21 @@ def test_without_terminate_a_success_still_counts(
 
 
 def test_a_job_in_the_pipe_behind_another_is_not_begun(
-    app: App, workers: Workers, runs: Runs, gate: Gate
+    app: App, workers: Workers, runs: Runs, gate: Gate, connection: psycopg.Connection[Any]
 ) -> None:
-    workers.start(LIMITED, concurrency=1)
+    workers.start(LIMITED, concurrency=2)
     warm_up(runs)
+    busy = limited_app.until_cancelled.delay(runs.path)
+    wait_until_begun(runs, busy.id)
     first, *others = app.enqueue_many(
         [sample_app.step.s(runs.path, str(gate))] + [sample_app.step.s(runs.path) for _ in range(8)]
     )
     wait_until_begun(runs, first.id)
+    wait_until_held(connection, 10)
 
-    def held() -> None:
-        assert all(one.job().state is JobState.RUNNING for one in others)
-
-    eventually(held)
-    app.cancel(*[one.id for one in others[:5]])
-
-    def told() -> (
-        None
-    ):  # those that wait in the parent end at once; the others when their turn comes
-        assert app.workers()
-
-    eventually(told)
-    limited_app.app.cancel(others[0].id)
+    app.cancel(busy.id, *[one.id for one in others[:5]])
+    with pytest.raises(JobCancelledError):  # so the parent has heard of all of them
+        busy.get(timeout=10)
     gate.open()
 
     assert first.get(timeout=10)
@@ -97,8 +93,7 @@ def test_a_job_in_the_pipe_behind_another_is_not_begun(
     for one in others[:5]:
         with pytest.raises(JobCancelledError):
             one.get(timeout=10)
-        job = one.job()
-        assert (job.attempt, runs.of(one.id)) == (0, [])
+        assert (one.job().attempt, runs.of(one.id)) == (0, [])
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])

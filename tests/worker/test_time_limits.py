@@ -84,12 +84,8 @@ def test_a_soft_limit_lets_the_task_clean_up(app: App, workers: Workers, pool: s
 
     late, in_time = limited_app.clean_up.delay(60), limited_app.clean_up.delay(0.0)
 
-    # A thread hears of it when its call into C returns.
-    if pool == "threads":
-        late = limited_app.clean_up.delay(1.0)
     assert late.get(timeout=10) == "cleaned up"
-    if pool != "threads":
-        assert in_time.get(timeout=10) == "in time"
+    assert in_time.get(timeout=10) == "in time"
 
 
 def test_a_soft_limit_that_is_not_caught_counts_like_any_exception(
