@@ -314,16 +314,16 @@ def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, 
 
 
 async def _leave_loop(app: App) -> None:
-    """End what tasks left behind on this loop."""
+    """Close this loop's pool, and end what tasks left behind on it."""
+    pools = app.__dict__.get("pools")
+    if pools is not None:
+        await pools.aclose()
     mine = asyncio.current_task()
     left = [task for task in asyncio.all_tasks() if task is not mine]
     for task in left:
         task.cancel()
     await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0)), *left], timeout=1.0)
     await asyncio.get_running_loop().shutdown_asyncgens()
-    pools = app.__dict__.get("pools")
-    if pools is not None:
-        await pools.aclose()
 
 
 class ThreadRunner:
