@@ -34,8 +34,9 @@ def health(session: Session, name: str | None, every: bool, max_age: float | Non
     """Say by the exit code whether the workers of this host are alive.
 
     Alive is a worker that gave its last beat, and last claimed or looked for jobs, not longer ago than its
-    lease (30s unless it says otherwise). One that drains only has to beat. It answers from the worker's row,
-    which is as old as its last beat; worker --health-port asks the worker itself.
+    lease (30s unless it says otherwise; two of its poll intervals, if they are longer). One that drains only
+    has to beat. It answers from the worker's row, which is as old as its last beat; with worker --health-port
+    the worker itself is asked.
 
     \b
     Exit codes: 0 all of them are alive, 1 one is not, 3 no database,

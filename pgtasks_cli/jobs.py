@@ -133,7 +133,7 @@ def retry(session: Session, ids: Sequence[str], filters: Filters, force: bool) -
     """Start finished jobs again, from their first attempt.
 
     By id, or all that fit a filter: then it asks first, and takes those without success unless --state says
-    otherwise.
+    otherwise. The crashes of a quarantined job are forgotten; what is known of them stays.
 
     \b
     Example:

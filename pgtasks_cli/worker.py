@@ -141,7 +141,8 @@ def ignored_options(command: F) -> F:
 @click.option(
     "--health-port",
     metavar="[HOST:]PORT",
-    help="Answer HTTP probes there, 200 if healthy, else 503; HOST is 127.0.0.1 unless said.",
+    help="Answer HTTP probes there: 200 if healthy, else 503. HOST is 127.0.0.1 unless said; for Kubernetes' "
+    "httpGet say 0.0.0.0:PORT.",
 )
 @click.option(
     "--grace",
