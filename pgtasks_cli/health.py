@@ -14,6 +14,8 @@ from pgtasks_cli.params import Duration
 from pgtasks_cli.session import Session, pass_session
 
 NOT_ALIVE = 1
+# A probe must end by itself: how long the database may take to answer, in seconds.
+PATIENCE = 5.0
 
 
 @click.command()
@@ -51,7 +53,7 @@ def health(session: Session, name: str | None, every: bool, max_age: float | Non
     if name is not None and every:
         raise click.UsageError("expected --name or --all, found both")
     host = socket.gethostname()
-    app = session.connect()
+    app = session.connect(patience=PATIENCE)
     found = current(
         [
             one

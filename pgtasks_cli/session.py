@@ -47,11 +47,12 @@ class Session:
             app.dsn = self.dsn
         return app
 
-    def connect(self, *, tasks: bool = False) -> App:
+    def connect(self, *, tasks: bool = False, patience: float | None = None) -> App:
         """Return an app whose operations use one connection until the command ends.
 
         Args:
             tasks: load the named app for its tasks, also when --dsn says where the database is.
+            patience: how long a statement may take, in seconds; None: as long as the server lets it.
         """
         app = self.load_app() if tasks and self.names_app() else self.database()
         # One connection and not the app's pool: it says at once when no database answers.
@@ -59,6 +60,8 @@ class Session:
         context.call_on_close(app.close)
         connection = context.with_resource(app.pools.connect())
         context.with_resource(app.connection(connection))
+        if patience is not None:
+            connection.execute(f"set statement_timeout = {round(patience * 1000)}")
         return app
 
     def database(self) -> App:

@@ -147,6 +147,24 @@ def test_no_database_is_exit_code_3(command: Command):
     command("health", "--dsn", "postgresql://127.0.0.1:1/x", code=3)
 
 
+def test_a_probe_ends_although_a_table_is_locked(
+    command: Command, register: Register, dsn: str, monkeypatch: pytest.MonkeyPatch
+):
+    from pgtasks_cli import health
+
+    register()
+    monkeypatch.setattr(health, "PATIENCE", 0.2)
+
+    with psycopg.connect(dsn) as holding:
+        holding.execute("lock table pgtasks.worker in access exclusive mode")
+        stderr = command("health", code=1).stderr
+
+    assert (
+        stderr
+        == "pgtasks: the database took too long: canceling statement due to statement timeout\n"
+    )
+
+
 def test_a_dead_worker_that_was_started_again_under_its_name_does_not_count(
     command: Command, register: Register
 ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from pgtasks import (
     App,
@@ -21,7 +21,7 @@ from pgtasks import (
     shared_task,
 )
 
-app = App("shop")
+app = App("shop", soft_time_limit=60, time_limit=90)
 
 
 @app.task
@@ -123,6 +123,11 @@ def results(result: AsyncResult[str], members: GroupResult[int]) -> None:
     assert_type(result.ready(), bool)
     assert_type(result.job(), Job)
     assert_type(members.get(), list[int])
+    result.revoke(terminate=True, signal="SIGTERM")
+    members.revoke(terminate=True, wait=True, timeout=3.0)
+    assert_type(
+        app.cancel(result, "an id", terminate=False), dict[str, Literal["cancelled", "requested"]]
+    )
     assert_type(members[0], AsyncResult[int])
     assert_type(members.completed_count(), int)
     assert_type([one.get() for one in members], list[int])

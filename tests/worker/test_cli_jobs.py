@@ -1,9 +1,12 @@
 """``pgtasks jobs`` on what real workers did: what is cancelled while it runs, and what crashed too often."""
 
 import json
+import re
+
+import pytest
 
 from pgtasks import App, JobState
-from tests.fixtures import sample_app
+from tests.fixtures import crashing_app, sample_app
 from tests.fixtures.commands import Command
 from tests.fixtures.eventually import eventually
 from tests.fixtures.runs import Runs
@@ -40,26 +43,39 @@ def test_a_running_job_that_is_cancelled_without_terminate_goes_on(
     assert result.get(timeout=10) == pid
 
 
-def test_a_job_that_kills_its_process_three_times_is_shown_with_each_cause_and_can_be_retried(
-    app: App, workers: Workers, runs: Runs, command: Command
+@pytest.mark.parametrize(
+    ("code", "signal", "words"),
+    [(None, 9, "was killed by signal 9 (SIGKILL)"), (3, None, "exited with code 3")],
+)
+def test_a_job_that_crashes_three_times_is_shown_with_each_cause_and_can_be_retried(
+    dsn: str, workers: Workers, command: Command, code: int | None, signal: int | None, words: str
 ):
-    workers.start()
-    id = sample_app.step.delay(runs.path, die=True).id
+    crashing = crashing_app.app
+    crashing.dsn = dsn
+    workers.start("tests.fixtures.crashing_app")
+    id = crashing_app.crash.delay(code).id
 
     def quarantined() -> None:
-        assert app.job(id).state is JobState.QUARANTINED
+        assert crashing.job(id).state is JobState.QUARANTINED
 
     eventually(quarantined, 20.0)
+    crashing.close()
     listed = command("jobs", "list", "--state", "quarantined").stdout
     shown = command("jobs", "show", id).stdout
     document = json.loads(command("jobs", "show", id, "--json").stdout)
     retried = command("jobs", "retry", id).stdout
 
-    assert "crashed, signal 9 (SIGKILL), peak memory " in listed
-    assert shown.count("was killed by signal 9 (SIGKILL)") == 3
+    assert re.search(
+        r"crashed, (signal 9 \(SIGKILL\)|exit code 3), peak memory \d+ MB: it is too large", listed
+    )
+    assert shown.count(words) == 3
+    assert shown.endswith(
+        "    its last lines on stderr:\n      opening the file\n      it is too large\n"
+    )
     causes = [*(one["error"] for one in document["attempts"]), document["error"]]
     assert [(one["type"], one["signal"], one["exit_code"]) for one in causes] == [
-        ("pgtasks.Crash", 9, None)
+        ("pgtasks.Crash", signal, code)
     ] * 3
     assert all(one["peak_memory"] > 2**20 for one in causes)
+    assert all(one["stderr"].strip().endswith("it is too large") for one in causes)
     assert retried == "retried 1 job\n"
