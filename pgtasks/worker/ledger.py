@@ -158,6 +158,7 @@ class Ledger:
         self._tasks = dict(tasks or {})
         kinds = lane_kinds(self._tasks)
         self.lanes = [Lane(number, kind, options, queues, now) for number, kind in enumerate(kinds)]
+        self._by_turn = sorted(self.lanes, key=lambda lane: not lane.kind.at_most_once)
         self._lane_of = {name: lane for lane in self.lanes for name in lane.kind.tasks}
         self._limited = {
             name
@@ -594,7 +595,7 @@ class Ledger:
             del self.suspects[0]
             yield self._sent(number, [held])
         # First at_most_once jobs: they were claimed for places that are free now.
-        for lane in sorted(self.lanes, key=lambda lane: not lane.kind.at_most_once):
+        for lane in self._by_turn:
             for number, jobs in self.crew.place(lane):
                 lane.waiting_since = now
                 yield self._sent(number, jobs)
