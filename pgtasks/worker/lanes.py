@@ -83,7 +83,8 @@ class Lane:
 
     def target(self, children: int) -> int:
         """Return how many jobs to hold: what runs, and what the pace says beyond."""
-        return children * self.places * (1 + self.pace.ahead(self._prefetch))
+        ahead = self.places * self.pace.ahead(self._prefetch)
+        return children * (self.places + min(ahead, self._prefetch))
 
     def want(self, children: int, free: int) -> int:
         """Return how many jobs to claim now.
