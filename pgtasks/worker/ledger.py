@@ -208,7 +208,8 @@ class Ledger:
                 for lane in self.lanes[1:]:
                     lane.intake.woken(queue, now)
             case IdleSet(idle):
-                self.lanes[0].intake.idle_set(idle, now)
+                for lane in self.lanes:
+                    lane.intake.idle_set(idle, now)
             case LostKept():
                 self.outbox.lost_kept(now)
             case Refused(question):
