@@ -532,7 +532,7 @@ class Ledger:
                 if self.connected:
                     yield from self._ask(now)
         elif self.phase is Phase.DRAINING:
-            yield from self._drain()
+            yield from self._drain(now)
 
     def _kill(self, now: float) -> Iterator[Command]:
         for number in self.kill_children:
@@ -627,10 +627,10 @@ class Ledger:
                     self.limits.watch(held.serial, number, soft, hard, apart)
         return Send(number, jobs)
 
-    def _drain(self) -> Iterator[Command]:
-        if self.over_limit:
+    def _drain(self, now: float) -> Iterator[Command]:
+        if self.over_limit and self.trust is Trust.SURE:
             yield from self._send_over_limit()
-            if self.over_limit and not self.spawning:
+            if self.over_limit and not self.spawning and now >= self.spawn_after:
                 self.spawning += 1
                 yield Spawn()
         for number, member in self.crew.members.items():
@@ -711,6 +711,8 @@ class Ledger:
                 moments += [lane.intake.next_wake() for lane in self.lanes]
             if len(self.crew.members) + self.spawning < self.options.children:
                 moments.append(self.spawn_after)
+        elif self.over_limit and not self.spawning and self.trust is Trust.SURE:
+            moments.append(self.spawn_after)
         if self.drain_deadline is not None and not self.killing:
             moments.append(self.drain_deadline)
         return min(moments)
