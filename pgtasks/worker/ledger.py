@@ -172,7 +172,7 @@ class Ledger:
         self.suspects: list[Held] = []
         self.over_limit: list[tuple[Held, float]] = []  # killed for their limit, not decided yet
         self.deciding: dict[int, float] = {}  # serial -> limit, of those that a child decides about
-        self.settling: dict[int, _Death] = {}
+        self.settling: dict[int, tuple[Held, _Death]] = {}
         # serial -> child, of cancelled jobs in pipes: they end as cancelled if the child has not begun them.
         self.cancelled: dict[int, int] = {}
         self.skips_changed: set[int] = set()  # children
@@ -234,9 +234,7 @@ class Ledger:
             case Settled(held, alive):
                 self._settled(held, alive, now)
             case Unsettled(settle):
-                self.outbox.releasing -= 1
-                self.outbox.settle(settle.held, settle.session)
-                self.outbox.release_after = now + 0.1
+                self.outbox.unsettled(settle, now, again=settle.held.serial in self.settling)
             case CancelAsked():
                 self._cancel_asked(event, now)
             case Connected():
@@ -378,7 +376,7 @@ class Ledger:
                 limit,
             )
             if running.session:
-                self.settling[held.serial] = death
+                self.settling[held.serial] = (held, death)
                 self.outbox.settle(held, running.session)
             else:
                 self._interrupted(held, death, now)
@@ -412,7 +410,11 @@ class Ledger:
     def _settled(self, held: Held, alive: bool, now: float) -> None:
         """Go on with a transactional job whose child died, now that it is known whether it committed."""
         self.outbox.releasing -= 1
-        death = self.settling.pop(held.serial)
+        if (
+            held.serial not in self.settling
+        ):  # the lease was lost meanwhile, and so it is alive no more
+            return
+        _, death = self.settling.pop(held.serial)
         if alive:
             self._interrupted(held, death, now)
         else:
@@ -483,9 +485,11 @@ class Ledger:
         """Forget what was not begun; what runs may end, and its finish will be refused as late."""
         waiting = chain.from_iterable(lane.give_up() for lane in self.lanes)
         verdicts = [held for held, _ in self.over_limit]
-        self.outbox.gone((*waiting, *self.suspects, *verdicts))
+        settling = [held for held, _ in self.settling.values()]
+        self.outbox.gone((*waiting, *self.suspects, *verdicts, *settling))
         self.suspects, self.over_limit = [], []
         self.deciding.clear()
+        self.settling.clear()
         self.outbox.lease_lost()
         self._stop_unbegun()
 

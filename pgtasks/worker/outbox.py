@@ -106,7 +106,7 @@ class Outbox:
     def lease_lost(self) -> None:
         """Forget what was to be given back: it is no longer ours."""
         self._leave((*self.to_release, *(held for held, _ in self.to_crash)), ())
-        self.to_release, self.to_crash = [], []
+        self.to_release, self.to_crash, self.to_settle = [], [], []
 
     # What the database said
 
@@ -149,6 +149,13 @@ class Outbox:
             self.to_release += command.jobs
         self._keep_ended(command.claims)
         self.release_after = now + WRITE_AGAIN
+
+    def unsettled(self, command: Settle, now: float, *, again: bool) -> None:
+        """Take note that a question came to nothing; ``again``: ask it again after a pause."""
+        self.releasing -= 1
+        if again:
+            self.to_settle.append((command.held, command.session))
+            self.release_after = now + WRITE_AGAIN
 
     # What to do
 
