@@ -193,13 +193,14 @@ class Interruptible(Awaitable[Any]):
     __slots__ = ("_guard", "_inner")
 
     def __init__(self, awaitable: Awaitable[Any], guard: CoroutineGuard) -> None:
-        is_coroutine = asyncio.iscoroutine(awaitable)
-        self._inner: Coroutine[Any, Any, Any] = awaitable if is_coroutine else awaited(awaitable)
+        self._inner: Coroutine[Any, Any, Any] = (
+            awaitable if isinstance(awaitable, Coroutine) else awaited(awaitable)
+        )
         self._guard = guard
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """Be the iterator that a task drives."""
-        return self  # type: ignore[return-value]
+        return self
 
     def __iter__(self) -> Interruptible:
         """Be an iterator."""

@@ -145,7 +145,7 @@ class Upkeep:
 
         def done(reply: Reply) -> None:
             if isinstance(reply, list) and reply:
-                self._cancelled(reply)  # type: ignore[arg-type]
+                self._cancelled(reply)
 
         self._submit("list_cancels", {"worker_id": self.worker_id}, done, now)
 

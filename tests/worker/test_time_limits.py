@@ -128,8 +128,8 @@ def test_limits_come_from_the_call_the_worker_or_the_app(
     environment = {"SAMPLE_TIME_LIMIT": "0.3"} if where == "app" else {}
     options = {"time_limit": 0.3} if where == "worker" else {}
     workers.start(LIMITED, environment, **options)
-    call = {"time_limit": 0.3} if where == "call" else {}
-    result = limited_app.unlimited.apply_async((runs.path, str(gate)), **call)
+    limit = 0.3 if where == "call" else None
+    result = limited_app.unlimited.apply_async((runs.path, str(gate)), time_limit=limit)
 
     with pytest.raises(TimeLimitExceeded, match=r"0\.3 s"):
         result.get(timeout=10)
