@@ -119,7 +119,7 @@ def is_online(worker: WorkerInfo) -> bool:
 
 
 def current(workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
-    """Return the workers without those that another of the same name, started after their last beat, replaced.
+    """Return the workers without those that one of the same name and host, started after their last beat, replaced.
 
     After a crash the row of the dead one stays until its jobs are rescued, and says nothing of the new one.
     """
@@ -127,7 +127,7 @@ def current(workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
         one
         for one in workers
         if not any(
-            other.name == one.name and other.id != one.id and other.started_at > one.beat_at
+            (other.name, other.host) == (one.name, one.host) and other.started_at > one.beat_at
             for other in workers
         )
     ]

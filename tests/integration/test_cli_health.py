@@ -181,6 +181,15 @@ def test_a_hung_worker_beside_another_of_its_name_does_count(command: Command, r
     assert command("health", code=1).stdout.count("NOT alive") == 1
 
 
+def test_a_dead_worker_is_not_replaced_by_its_namesake_on_another_host(
+    command: Command, register: Register
+):
+    register("worker", beat=35.0, started=900.0)
+    register("worker", host="there", beat=1.0, started=30.0)
+
+    assert command("health", "-n", "worker", code=1).stdout.count("NOT alive") == 1
+
+
 def test_as_json_it_says_what_it_judged_by(command: Command, register: Register):
     id = register(claimed_ago=2.0, lease=20.0)
 
