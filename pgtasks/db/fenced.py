@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from pgtasks.db.run import Steps, arun, run
 from pgtasks.db.statements import Statement, no_rows
+from pgtasks.db.watched import NO_SETTINGS, REPLY_TIMEOUT
 from pgtasks.errors import ConfigurationError, ConnectError, PgTasksError
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ class Fenced:
 
     def begin(self) -> int:
         """Begin; returns the pid of the session."""
+        self.connection.reply_timeout = None
         self._transaction.__enter__()
+        self.connection.execute(NO_SETTINGS)
         return self.connection.info.backend_pid
 
     def finish(self, parameters: Mapping[str, object]) -> bool:
         """Write the job's success; False: it is not this worker's any more."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         check_open(self.connection)
         return run(self.connection, _finish(parameters))
 
@@ -57,6 +61,7 @@ class Fenced:
 
     def rollback(self) -> None:
         """Undo everything."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         try:
             self._transaction.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         except psycopg.Error:
@@ -72,11 +77,14 @@ class AFenced:
 
     async def begin(self) -> int:
         """Begin; returns the pid of the session."""
+        self.connection.reply_timeout = None
         await self._transaction.__aenter__()
+        await self.connection.execute(NO_SETTINGS)
         return self.connection.info.backend_pid
 
     async def finish(self, parameters: Mapping[str, object]) -> bool:
         """Write the job's success; False: it is not this worker's any more."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         check_open(self.connection)
         return await arun(self.connection, _finish(parameters))
 
@@ -90,6 +98,7 @@ class AFenced:
 
     async def rollback(self) -> None:
         """Undo everything."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         try:
             await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
         except psycopg.Error:

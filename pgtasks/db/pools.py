@@ -15,12 +15,17 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgtasks.db.dsn import conninfo, describe
+from pgtasks.db.watched import (
+    AsyncWatchedConnection,
+    WatchedConnection,
+    aset_timeouts,
+    set_timeouts,
+)
 from pgtasks.errors import ConnectError
 from pgtasks.guard import guarded
 
@@ -29,8 +34,8 @@ WAIT = 10.0
 MAX_SIZE = 10
 CLOSED = "the server closed the connection while it was idle"
 
-Connection = psycopg.Connection[Any]
-AsyncConnection = psycopg.AsyncConnection[Any]
+Connection = WatchedConnection
+AsyncConnection = AsyncWatchedConnection
 
 
 class Pools:
@@ -52,7 +57,7 @@ class Pools:
     def connect(self) -> Connection:
         """Return a connection of its own, in autocommit mode; the caller closes it."""
         try:
-            return psycopg.connect(conninfo(self.dsn), autocommit=True)
+            return WatchedConnection.connect(conninfo(self.dsn), autocommit=True)
         except psycopg.OperationalError as error:
             raise ConnectError(no_answer(self.dsn, error)) from error
 
@@ -127,7 +132,9 @@ class Pools:
                 self.connect().close()  # the pool would only time out; this says at once what is wrong
                 self._pool = ConnectionPool(
                     conninfo(self.dsn),
+                    connection_class=WatchedConnection,
                     kwargs={"autocommit": True},
+                    configure=set_timeouts,
                     min_size=1,
                     max_size=self.max_size,
                     timeout=WAIT,
@@ -149,7 +156,9 @@ class Pools:
         if pool is None:
             pool = self._async_pools[loop] = AsyncConnectionPool(
                 address,
+                connection_class=AsyncWatchedConnection,
                 kwargs={"autocommit": True},
+                configure=aset_timeouts,
                 min_size=1,
                 max_size=self.max_size,
                 timeout=WAIT,
