@@ -160,9 +160,7 @@ class Crew:
 
     def place_alone(self, held: Held, lane: Lane) -> int | None:
         """Put a suspect into a child that has nothing else, and return which; None: none is free yet."""
-        open_ones = {
-            number: one for number, one in self.members.items() if not one.closing and not one.alone
-        }
+        open_ones = self._open_ones()
         number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
         if number is None:
             return None
@@ -175,13 +173,8 @@ class Crew:
         return number
 
     def place_first(self, held: Held, lane: Lane) -> int | None:
-        """Put a job where it begins at once, and return which child; None: there is no room now."""
-        at = self._track(lane)
-        open_ones = {
-            number: one
-            for number, one in self.members.items()
-            if one.tracks[at].free and not one.closing
-        }
+        """Put a job behind whatever a child has, and return which child; None: there is none."""
+        open_ones = self._open_ones()
         number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
         if number is not None:
             self._put(held, open_ones[number], lane)
@@ -257,6 +250,12 @@ class Crew:
         track.pipe[held.serial] = (held, IN_PIPE)
         track.load += IN_PIPE
         lane.in_pipes += 1
+
+    def _open_ones(self) -> dict[int, Member]:
+        """Return the children that may be given anything."""
+        return {
+            number: one for number, one in self.members.items() if not one.closing and not one.alone
+        }
 
     def _track(self, lane: Lane) -> int:
         return 1 if lane.kind.asynchronous else 0
