@@ -37,7 +37,7 @@ CRASHES = [0, 0, 0, 2, 3]
 DELAYS = [None, None, None, 0.2, 20.0]
 OPTIONS = [None, None, None, '{"time_limit":3.5}']
 PAUSES = [0.001, 0.01, 0.1, 1.0, 2.0, 5.0, 6.0, 30.0]
-POOLS = ["prefork", "prefork", "prefork", "threads", "solo"]
+POOLS = ["prefork"] * 4 + ["threads"] * 2 + ["solo"]
 
 lucks = st.sampled_from(LUCKS)
 positions = st.integers(0, 5)
@@ -59,6 +59,7 @@ class LedgerMachine(RuleBasedStateMachine):
         listen=st.booleans(),
         measured=st.booleans(),
         hurries=st.booleans(),
+        names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4),
     )
     def begin(
         self,
@@ -70,7 +71,9 @@ class LedgerMachine(RuleBasedStateMachine):
         listen: bool,
         measured: bool,
         hurries: bool,
+        names: list[str],
     ) -> None:
+        self.names = names  # of the tasks that are enqueued
         self.hurries = hurries  # at the end: is stopped with work in hand
         self.world = World(
             TASKS,
@@ -111,7 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         queue=st.sampled_from(QUEUES),
         count=st.integers(1, 6),
-        task=st.sampled_from(NAMES),
+        task=positions,
         priority=st.sampled_from(PRIORITIES),
         crashes=st.sampled_from(CRASHES),
         delay=st.sampled_from(DELAYS),
@@ -124,7 +127,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self,
         queue: str,
         count: int,
-        task: str,
+        task: int,
         priority: int,
         crashes: int,
         delay: float | None,
@@ -138,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.world.database.insert(
                 queue,
                 late=late,
-                task=task,
+                task=self.names[task % len(self.names)],
                 priority=priority,
                 crashes=crashes,
                 start_at=start_at,
@@ -155,7 +158,7 @@ class LedgerMachine(RuleBasedStateMachine):
         track=st.integers(0, 1),
         side_by_side=st.booleans(),
         job=positions,
-        left=st.sampled_from([0, 1, 1, 2]),
+        left=st.sampled_from([0, 1, 1, 2, 10, 10]),
         kind=st.sampled_from(KINDS),
         delay=st.sampled_from([0.0, 0.5]),
         slower=st.sampled_from([1, 1, 100]),
@@ -260,7 +263,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 world.change_trust([Trust.UNSURE, Trust.LOST, Trust.SURE][which % 3])
             case "lose lease":
                 world.lose_lease()
-            case "stop" if which > 3:
+            case "stop" if which > 3 or world.ledger.over_limit:
                 world.stop(at_once=which == 4)
             case _:
                 pass
@@ -340,23 +343,25 @@ def walk(machine: LedgerMachine, chance: Random, steps: int) -> None:
     machine.begin(
         pool=chance.choice(POOLS),
         concurrency=chance.randint(1, 3),
-        async_concurrency=chance.choice([1, 2, 10]),
+        async_concurrency=chance.choice([1, 2, 2, 10]),
         prefetch=chance.choice([1, 3, 500]),
         claim_batch=chance.choice([1, 4, 500]),
         listen=chance.random() < 0.5,
         measured=chance.random() < 0.5,
         hurries=chance.random() < 0.5,
+        names=[chance.choice(NAMES) for _ in range(chance.randint(1, 4))],
     )
+    deadly = chance.choice([0.02, 0.1, 0.2])
+    left = chance.choice([[0, 1, 1, 2], [10, 10, 10, 1]])
+    weights = [3, 10, chance.choice([0, 1, 3]), 4, chance.choice([1, 3]), chance.choice([1, 2, 6])]
     for _ in range(steps):
-        what = chance.choices(
-            ["enqueue", "run", "cancel", "answer", "suffer", "wait"], [3, 10, 1, 4, 3, 2]
-        )[0]
+        what = chance.choices(["enqueue", "run", "cancel", "answer", "suffer", "wait"], weights)[0]
         luck = chance.choice(LUCKS)
         if what == "enqueue" and len(machine.world.database.jobs) < 60:
             machine.enqueue(
                 queue=chance.choice(QUEUES),
                 count=chance.randint(1, 6),
-                task=chance.choice(NAMES),
+                task=chance.randrange(6),
                 priority=chance.choice(PRIORITIES),
                 crashes=chance.choice(CRASHES),
                 delay=chance.choice(DELAYS),
@@ -372,7 +377,7 @@ def walk(machine: LedgerMachine, chance: Random, steps: int) -> None:
                 track=chance.randrange(2),
                 side_by_side=chance.random() < 0.5,
                 job=chance.randrange(6),
-                left=chance.choice([0, 1, 1, 2]),
+                left=chance.choice(left),
                 kind=chance.choice(KINDS),
                 delay=chance.choice([0.0, 0.5]),
                 slower=chance.choice([1, 1, 100]),
@@ -381,7 +386,7 @@ def walk(machine: LedgerMachine, chance: Random, steps: int) -> None:
                 commits=chance.random() < 0.3,
                 reports=chance.random() < 0.7,
                 twice=chance.random() < 0.5,
-                dies=chance.random() < 0.1,
+                dies=chance.random() < deadly,
                 luck=luck,
             )
         elif what == "cancel":
@@ -391,7 +396,10 @@ def walk(machine: LedgerMachine, chance: Random, steps: int) -> None:
             machine.answer(locked=chance.choice([0, 0, 1, 3]), luck=luck)
         elif what == "suffer":
             calamity = chance.choice(CALAMITIES)
-            if calamity != "stop" or chance.random() < 0.1:
+            world = machine.world
+            if world.ledger.over_limit and chance.random() < 0.3:
+                calamity = "stop"  # with something left to decide
+            if calamity != "stop" or world.ledger.over_limit or chance.random() < 0.1:
                 machine.suffer(what=calamity, which=chance.randrange(6), luck=luck)
         else:
             machine.wait(seconds=chance.choice(PAUSES), luck=luck)
