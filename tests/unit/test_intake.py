@@ -26,8 +26,14 @@ priorities = st.integers(msg.LOWEST, msg.HIGHEST)
 REPLY = 0.001  # seconds that the server takes for a simple answer
 
 
-def make_intake(now: float = 0.0, listen: bool = True, poll_interval: float = 1.0) -> Intake:
-    return Intake(("first", "second"), poll_interval, listen, now)
+def make_intake(
+    now: float = 0.0,
+    listen: bool = True,
+    poll_interval: float = 1.0,
+    lane: int = 0,
+    exact: bool = False,
+) -> Intake:
+    return Intake(("first", "second"), poll_interval, listen, now, lane, exact)
 
 
 def rows(*places: tuple[int, int]) -> list[msg.ClaimedRow]:
@@ -345,6 +351,38 @@ def test_queues_take_turns():
 
     assert [order.queue for order in claims(intake, 0.1)] == ["first", "second"]
     assert sum(order.limit for order in claims(intake, 0.1)) == 0  # one round at a time
+
+
+def test_where_it_must_be_exact_no_more_is_asked_for_than_is_wanted():
+    intake = make_intake(exact=True)
+    intake.woken(None, 0.0)
+
+    (first,) = claims(intake, 0.0, want=1)
+    intake.claimed(first, rows((0, 1)), REPLY, 0.0)
+    (second,) = claims(intake, 0.1, want=1)
+    intake.claimed(second, rows((0, 1)), REPLY, 0.1)
+    both = claims(intake, 0.2, want=3)
+
+    assert (first.queue, second.queue) == ("first", "second")
+    assert sum(order.limit for order in both) == 3
+
+
+def test_elsewhere_each_hot_queue_is_asked_for_one_at_least():
+    intake = make_intake()
+    intake.woken(None, 0.0)
+
+    assert [order.limit for order in claims(intake, 0.0, want=1)] == [1, 1]
+
+
+def test_only_the_first_lane_promotes_and_asks_for_notifications():
+    intake = make_intake(lane=2)
+    intake.poll = 1.0
+    intake.looked({"first": (True, -5.0)}, 0.0)
+
+    questions = list(intake.questions(5, 1.0))
+
+    assert {type(one) for one in questions} == {msg.Claim, msg.Look}
+    assert {one.lane for one in questions if isinstance(one, msg.Claim | msg.Look)} == {2}
 
 
 def test_a_refused_question_is_asked_again_after_a_pause():

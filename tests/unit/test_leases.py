@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtasks.worker.leases import LeaseWatch
+from pgtasks.worker.leases import LeaseWatch, OwnLease
+from pgtasks.worker.messages import Trust
 
 LEASE, GAP, POLL = 30.0, 11.0, 5.0
 
@@ -155,3 +156,49 @@ def test_a_silent_worker_is_always_found(before: list[float], after: list[float]
         now += next(pauses)
 
     assert now - died_at <= LEASE + GAP
+
+
+# One's own
+
+
+def test_a_lease_is_trusted_less_the_longer_nothing_was_confirmed():
+    lease = OwnLease(LEASE, 100.0)
+
+    found = [lease.trust(100.0 + silence) for silence in (0, 14.9, 15, 24.9, 25, 1e6)]
+
+    assert found == [
+        Trust.SURE,
+        Trust.SURE,
+        Trust.UNSURE,
+        Trust.UNSURE,
+        Trust.LOST,
+        Trust.LOST,
+    ]
+
+
+def test_a_beat_counts_from_the_moment_when_it_was_sent():
+    lease = OwnLease(LEASE, 100.0)
+
+    lease.confirm(110.0)  # the answer came much later
+
+    assert lease.trust(124.9) is Trust.SURE
+    assert lease.trust(125.0) is Trust.UNSURE
+
+
+def test_a_confirmation_that_comes_late_does_not_shorten_the_trust():
+    lease = OwnLease(LEASE, 100.0)
+    lease.confirm(120.0)
+
+    lease.confirm(110.0)
+
+    assert lease.trust(134.9) is Trust.SURE
+
+
+@given(st.floats(1, 1000), st.lists(st.floats(0, 100), min_size=1, max_size=20))
+def test_a_worker_gives_up_before_others_may_take_its_jobs(length: float, sent: list[float]):
+    """However late an observer saw the last beat: it waits for a whole lease from then on."""
+    lease = OwnLease(length, 0.0)
+    for moment in sent:
+        lease.confirm(moment)
+
+    assert lease.trust(max(sent) + length * 0.84) is Trust.LOST
