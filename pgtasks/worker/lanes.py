@@ -67,8 +67,10 @@ class Lane:
         else:
             self.waiting.extend(jobs)
 
-    def take_back(self, jobs: Iterable[Held]) -> None:
+    def take_back(self, jobs: Iterable[Held], now: float) -> None:
         """Put jobs before all others again: they lay in the pipe of a child that is gone."""
+        if not self.waiting:
+            self.waiting_since = now
         self.waiting.extendleft(reversed(list(jobs)))
 
     def give_up(self) -> list[Held]:

@@ -380,7 +380,7 @@ class Ledger:
                 self.outbox.settle(held, running.session)
             else:
                 self._interrupted(held, death, now)
-        self._take_back(unbegun)
+        self._take_back(unbegun, now)
 
     def _interrupted(self, held: Held, death: _Death, now: float) -> None:
         """Decide about a job that ran when its child died."""
@@ -398,7 +398,7 @@ class Ledger:
         elif limit is not None and not_to_blame:
             self.over_limit.append((held, limit))
         elif death.killed:  # for another job that it ran
-            self._take_back([held])
+            self._take_back([held], now)
         elif death.several:
             self._suspect(held)
         elif held.row.crashes + 1 >= MAX_CRASHES:
@@ -428,13 +428,13 @@ class Ledger:
         else:
             self.outbox.release([held])
 
-    def _take_back(self, jobs: Sequence[Held]) -> None:
+    def _take_back(self, jobs: Sequence[Held], now: float) -> None:
         """Let jobs that no child has begun wait again, before all others, or go."""
         if not self._keeps:
             self.outbox.release(jobs)
             return
         for lane in self.lanes:
-            lane.take_back(held for held in jobs if self._lane(held) is lane)
+            lane.take_back((held for held in jobs if self._lane(held) is lane), now)
 
     # Cancel, leases, the end
 
