@@ -71,9 +71,18 @@ def test_what_a_dead_child_had_not_begun_goes_first_again():
     lane = make_lane()
     lane.take([held(5)], 1.0)
 
-    lane.take_back([held(1), held(2)])
+    lane.take_back([held(1), held(2)], 2.0)
 
     assert [one.serial for one in lane.waiting] == [1, 2, 5]
+    assert lane.waiting_since == 1.0
+
+
+def test_what_is_taken_back_to_an_empty_lane_waits_from_then_on():
+    lane = make_lane()
+
+    lane.take_back([held(1)], 50.0)
+
+    assert lane.waiting_since == 50.0
 
 
 def test_what_is_given_up_waits_no_more():
