@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pgtasks.db.pools import AsyncConnection, Connection, Pools
 
 
+# How long the server may take to hear that a statement is cancelled, in seconds.
+CANCEL_WAIT = 5.0
+
+
 class CommitLostError(ConnectError):
     """Whether the transaction was committed is not known."""
 
@@ -60,9 +64,12 @@ class Fenced:
         check_committed(self.connection)
 
     def rollback(self) -> None:
-        """Undo everything."""
-        self.connection.reply_timeout = REPLY_TIMEOUT
+        """Undo everything; also in the middle of a statement, if the task was interrupted there."""
         try:
+            if self.connection.info.transaction_status == TransactionStatus.ACTIVE:
+                self.connection.cancel_safe(timeout=CANCEL_WAIT)
+                self.connection.close()
+                return
             self._transaction.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         except psycopg.Error:
             self.connection.close()
@@ -97,8 +104,7 @@ class AFenced:
         check_committed(self.connection)
 
     async def rollback(self) -> None:
-        """Undo everything."""
-        self.connection.reply_timeout = REPLY_TIMEOUT
+        """Undo everything; psycopg has cancelled a statement in whose middle the task was interrupted."""
         try:
             await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
         except psycopg.Error:

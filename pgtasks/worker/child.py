@@ -159,6 +159,9 @@ def run_several(shift: Shift, inbox: int) -> None:
     def read() -> None:
         try:
             hand_over(shift, inbox, woken, jobs, loop)
+        except BaseException:
+            shift.stop(1)  # as in a child with one runner: what cannot be read ends it
+            raise
         finally:
             for _ in threads:
                 jobs.put(None)

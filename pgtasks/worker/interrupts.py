@@ -18,7 +18,7 @@ import asyncio
 import ctypes
 from collections.abc import Awaitable, Coroutine, Generator
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pgtasks.errors import Cancelled, SoftTimeLimitExceeded
 from pgtasks.guard import Guard
@@ -39,43 +39,32 @@ SOFT = "the soft time limit is over"
 CANCEL = "the job was cancelled"
 
 
-class SoftLimit(SoftTimeLimitExceeded):
-    """Raised in threads, too, where the class is all that can be given."""
+# They are cancellations as well: whoever has to clean up when a coroutine is cancelled (psycopg its query, a
+# TaskGroup its tasks) looks out for CancelledError.
+class SoftLimit(SoftTimeLimitExceeded, asyncio.CancelledError):
+    """Raised by its class, since a thread cannot be given more."""
 
     def __init__(self, message: str = SOFT) -> None:
         super().__init__(message)
 
 
-class Cancel(Cancelled):
-    """Raised in threads, too."""
+class Cancel(Cancelled, asyncio.CancelledError):
+    """Raised by its class, as `SoftLimit` is."""
 
     def __init__(self, message: str = CANCEL) -> None:
         super().__init__(message)
 
 
-# In a coroutine they are cancellations as well: whoever has to clean up when it is cancelled (psycopg its query,
-# a TaskGroup its tasks) looks out for CancelledError.
-class SoftLimitOfCoroutine(SoftLimit, asyncio.CancelledError):
-    """Raised in coroutines."""
-
-
-class CancelOfCoroutine(Cancel, asyncio.CancelledError):
-    """Raised in coroutines."""
-
-
 # What is shown and stored is the public class.
-for _cls, _public in (
-    (SoftLimit, SoftTimeLimitExceeded),
-    (SoftLimitOfCoroutine, SoftTimeLimitExceeded),
-    (Cancel, Cancelled),
-    (CancelOfCoroutine, Cancelled),
-):
+for _cls, _public in ((SoftLimit, SoftTimeLimitExceeded), (Cancel, Cancelled)):
     _cls.__module__, _cls.__qualname__ = _public.__module__, _public.__qualname__
     _cls.__name__ = _public.__name__
 
-_IN_THREADS: dict[Order, type[BaseException]] = {
+# What an order raises; HARD_LIMIT reaches coroutines only.
+RAISES: dict[Order, type[BaseException]] = {
     Order.SOFT_LIMIT: SoftLimit,
     Order.CANCEL: Cancel,
+    Order.HARD_LIMIT: asyncio.CancelledError,
 }
 
 
@@ -101,10 +90,10 @@ class ThreadGuard(Guard):
     def hear(self, serial: int, order: Order) -> type[BaseException] | None:
         """Take an order in the signal handler; returns what the handler shall raise."""
         known = self.heard[1] if self.heard[0] == serial else frozenset()
-        if serial != self.serial or order in known or order not in _IN_THREADS:
+        if serial != self.serial or order in known or order is Order.HARD_LIMIT:
             return None
         self.heard = (serial, known | {order})
-        interrupt, thread = _IN_THREADS[order], self.thread
+        interrupt, thread = RAISES[order], self.thread
         if thread == get_ident():
             if self.open and not self.depth:
                 return interrupt
@@ -156,7 +145,7 @@ class CoroutineGuard(Guard):
         if self.waiting is not None:
             order, self.waiting = self.waiting, None
             self.over = order is Order.HARD_LIMIT
-            raise _in_coroutine(order)
+            raise RAISES[order]
 
     def release(self) -> None:
         """Deliver what waited for the end of a guarded section, once the coroutine awaits something."""
@@ -176,15 +165,9 @@ class CoroutineGuard(Guard):
             return
         order, self.waiting = self.waiting, None
         self.over = self.over or order is Order.HARD_LIMIT
-        self.raising = _in_coroutine(order)
+        self.raising = RAISES[order]
         if self.task is not None:
             self.task.cancel()
-
-
-def _in_coroutine(order: Order) -> type[BaseException]:
-    if order is Order.SOFT_LIMIT:
-        return SoftLimitOfCoroutine
-    return CancelOfCoroutine if order is Order.CANCEL else asyncio.CancelledError
 
 
 class Interruptible(Awaitable[Any]):
@@ -193,14 +176,14 @@ class Interruptible(Awaitable[Any]):
     __slots__ = ("_guard", "_inner")
 
     def __init__(self, awaitable: Awaitable[Any], guard: CoroutineGuard) -> None:
-        self._inner: Coroutine[Any, Any, Any] = (
-            awaitable if isinstance(awaitable, Coroutine) else awaited(awaitable)
-        )
+        if not isinstance(awaitable, Coroutine):
+            awaitable = awaited(awaitable)
+        self._inner: Coroutine[Any, Any, Any] = awaitable
         self._guard = guard
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """Be the iterator that a task drives."""
-        return self
+        return cast("Generator[Any, Any, Any]", self)
 
     def __iter__(self) -> Interruptible:
         """Be an iterator."""

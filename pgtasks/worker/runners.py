@@ -258,7 +258,7 @@ class Runner:
         return value
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
+        if self._loop is None or self._loop.is_closed():  # by a task
             self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
         return self._loop
@@ -266,9 +266,8 @@ class Runner:
     def close(self) -> None:
         """Close the event loop, if there is one."""
         self.shift.guards[self.slot] = None
-        if self._loop is not None:
-            self._loop.run_until_complete(_leave_loop(self.shift.app))
-            self._loop.close()
+        if self._loop is not None and not self._loop.is_closed():
+            _close_loop(self._loop, self.shift.app)
             asyncio.set_event_loop(None)
 
 
@@ -307,10 +306,22 @@ def run_on_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, 
     while not task.done():
         try:
             loop.run_until_complete(task)
-        except BaseException as error:  # noqa: BLE001 (the coroutine's own is raised below)
+        except BaseException as error:
+            if loop.is_closed():
+                raise
             if not task.done():
                 logger.warning("a coroutine on the event loop raised %s", type(error).__name__)
     return task.result()
+
+
+def _close_loop(loop: asyncio.AbstractEventLoop, app: App) -> None:
+    """Close a loop; every job has its outcome, so that nothing that happens here matters to one."""
+    try:
+        run_on_loop(loop, _leave_loop(app))
+    except BaseException as error:  # noqa: BLE001 (what tasks left behind)
+        logger.warning("an event loop was not left cleanly: %s", type(error).__name__)
+    finally:
+        loop.close()
 
 
 async def _leave_loop(app: App) -> None:
@@ -398,8 +409,7 @@ class LoopRunner:
                 self._loop.run_forever()  # a job may stop it, and what a job started may raise SystemExit
             except BaseException as error:  # noqa: BLE001 (the top of a thread)
                 logger.warning("a coroutine on the event loop raised %s", type(error).__name__)
-        self._loop.run_until_complete(_leave_loop(self._shift.app))
-        self._loop.close()
+        _close_loop(self._loop, self._shift.app)
 
     @property
     def _ended(self) -> bool:

@@ -14,6 +14,7 @@ from pgtasks.errors import ConnectError, TaskFailedError
 from pgtasks.worker.messages import ClaimedRow, Order
 from pgtasks.worker.runners import UNSETTLED_CODE
 from pgtasks.worker.wire import Note
+from tests.fixtures.eventually import eventually
 from tests.fixtures.forked_child import ForkedChild, Pipes, Record
 from tests.fixtures.simulated_worker import Held, SimulatedWorker, count_rows
 
@@ -81,6 +82,11 @@ def tasks(app: App, table: str, pipes: Pipes) -> App:
                     pipes.say("caught")
             case "unreachable":
                 app.pools.connect = no_database  # type: ignore[method-assign]
+            case "sleep":
+                pipes.say("waiting")
+                job.connection.execute("select pg_sleep(60)")
+            case _:
+                pass
         return 10 * x
 
     @app.task(name="awrite", transactional=True, retries=1, retry_schedule=[5])
@@ -111,6 +117,11 @@ def tasks(app: App, table: str, pipes: Pipes) -> App:
                     pipes.say("caught")
             case "unreachable":
                 app.pools.connect = no_database  # type: ignore[method-assign]
+            case "sleep":
+                pipes.say("waiting")
+                await job.connection.execute("select pg_sleep(60)")
+            case _:
+                pass
         return 10 * x
 
     return app
@@ -324,6 +335,44 @@ def test_a_task_that_ends_or_breaks_its_transaction_fails(
     assert tasks.job(held.id).state == "running"
     send(child, 2, claim(tasks, worker, task, 4))
     assert child.record(2).kind == "committed"
+
+
+@pytest.mark.parametrize(("task", "options"), [way for way in WAYS if way != IN_A_THREAD])
+def test_an_interrupt_cancels_the_query_that_the_task_waits_for(
+    tasks: App,
+    fork: Any,
+    worker: SimulatedWorker,
+    connection: psycopg.Connection[Any],
+    task: str,
+    options: dict[str, Any],
+):
+    child = fork(tasks, **options)
+    send(child, 1, claim(tasks, worker, task, 3, "sleep"))
+    assert child.heard() == "waiting"
+    (running,) = child.slate.running()
+    eventually(lambda: asleep(connection, running.session))
+
+    child.order(1, Order.SOFT_LIMIT)
+
+    record = child.record(1)
+    assert record.error["type"] == "pgtasks.errors.SoftTimeLimitExceeded"
+    eventually(lambda: at_rest(connection, running.session))
+    send(child, 2, claim(tasks, worker, task, 4))
+    assert child.record(2).kind == "committed"
+
+
+def at_rest(connection: psycopg.Connection[Any], pid: int) -> None:
+    found = connection.execute(
+        "select state from pg_stat_activity where pid = %s", [pid]
+    ).fetchone()
+    assert found in (None, ("idle",))
+
+
+def asleep(connection: psycopg.Connection[Any], pid: int) -> None:
+    found = connection.execute(
+        "select wait_event from pg_stat_activity where pid = %s", [pid]
+    ).fetchone()
+    assert found == ("PgSleep",)
 
 
 def refuse_at_commit(connection: psycopg.Connection[Any], what: str) -> None:

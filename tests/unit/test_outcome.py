@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtasks.errors import EncodingError, Ignore, MaxRetriesExceededError, Reject, Retry
+from pgtasks.errors import (
+    Cancelled,
+    EncodingError,
+    Ignore,
+    MaxRetriesExceededError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+)
 from pgtasks.job import Job, JobState
 from pgtasks.options import MANUAL_RETRIES, TaskOptions
 from pgtasks.retry import MAX_DELAY, fixed
@@ -22,6 +31,7 @@ from pgtasks.worker.outcome import (
     control_flow,
     describe,
     of_exception,
+    over_limit,
     type_name,
 )
 
@@ -442,3 +452,42 @@ def test_every_outcome_can_be_stored(
     result = outcome(caught(error), job(attempt, crashes), retries=retries, retry_schedule=schedule)
 
     assert_storable(result)
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize(
+    "error", [Cancelled(), BaseExceptionGroup("of a TaskGroup", [ValueError(), Cancelled("x")])]
+)
+def test_a_cancelled_job_ends_so_without_an_error_whatever_is_left(error: BaseException):
+    result = outcome(caught(error), retries=5, retry_for=(BaseException,))
+
+    assert result == Outcome("cancelled")
+
+
+def test_a_soft_limit_that_is_let_go_is_retried_as_any_exception():
+    error = caught(SoftTimeLimitExceeded("over"))
+
+    assert outcome(error, retries=1, retry_schedule=[4]).delay == 4
+    assert outcome(error).kind == "failed"
+    assert outcome(error, retries=1, retry_for=(ValueError,)).kind == "failed"
+
+
+def test_a_hard_limit_is_decided_by_the_policy_too():
+    error = over_limit(2.5)
+
+    assert isinstance(error, TimeLimitExceeded)
+    assert str(error) == "ran longer than its time limit of 2.5 s"
+    assert outcome(error, retries=1).kind == "retry"
+    assert outcome(error, retries=1, no_retry_for=(TimeLimitExceeded,)).kind == "failed"
+
+
+def test_a_hard_limit_shows_where_the_job_was():
+    error = over_limit(None, caught(ValueError()))
+
+    result = outcome(error)
+
+    assert result.error is not None
+    assert "raise error" in result.error["traceback"]
+    assert result.error["message"] == "ran longer than its time limit"

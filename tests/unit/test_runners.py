@@ -58,7 +58,7 @@ def app(pipes: Pipes):
                 for task in asyncio.all_tasks():
                     task.cancel()
                 await asyncio.sleep(0)
-            case "group":
+            case _:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(exits())
 
