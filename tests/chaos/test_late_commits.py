@@ -1,0 +1,150 @@
+"""Transactions that enqueue commit late, in part, or never: each committed job is claimed soon after."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgtasks.db.embedded import TemporaryServer
+from pgtasks.ids import new_id
+from tests.chaos.conftest import Look, Scale
+from tests.fixtures import sample_app
+from tests.fixtures.checker import check
+from tests.fixtures.figures import Measured
+from tests.fixtures.producer import Producer
+from tests.fixtures.runs import Runs
+from tests.fixtures.workers import Workers, until, wait_until_finished
+
+pytestmark = pytest.mark.chaos
+
+# A sweep a second, and as long again for a machine that is busy with the test.
+CLAIMED_WITHIN = 2.0
+COPY = 12  # so many jobs at once go by COPY
+
+Connection = psycopg.Connection[Any]
+
+
+class Enqueuer(threading.Thread):
+    """Enqueues in transactions that stay open for a while, in each of the ways there are."""
+
+    def __init__(self, dsn: str, ledger: str, rng: random.Random, most: float) -> None:
+        super().__init__(daemon=True)
+        self._dsn = dsn
+        self._ledger = ledger
+        self._rng = rng
+        self._most = most
+        self._stop_asked = threading.Event()
+        self.committed: dict[str, float] = {}  # job -> monotonic moment of its commit
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        ways: list[Callable[[Connection], list[str]]] = [
+            self._commit,
+            self._roll_back,
+            self._savepoints,
+            self._prepare,
+        ]
+        try:
+            while not self._stop_asked.is_set():
+                with psycopg.connect(self._dsn, application_name="producer") as connection:
+                    ids = self._rng.choice(ways)(connection)
+                    moment = time.monotonic()
+                self.committed.update(dict.fromkeys(ids, moment))
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join(self._most + 10)
+        assert not self.is_alive()
+        assert self.failure is None, self.failure
+
+    def _enqueue(self, connection: Connection) -> list[str]:
+        ids = [new_id() for _ in range(self._rng.choice([1, 1, 3, COPY]))]
+        sample_app.app.enqueue_many(
+            (sample_app.step.s(self._ledger).set(task_id=id) for id in ids), connection=connection
+        )
+        return ids
+
+    def _hold(self) -> None:
+        until(time.monotonic() + self._rng.uniform(0.0, self._most))
+
+    def _commit(self, connection: Connection) -> list[str]:
+        ids = self._enqueue(connection)
+        self._hold()
+        ids += self._enqueue(connection)
+        connection.commit()
+        return ids
+
+    def _roll_back(self, connection: Connection) -> list[str]:
+        self._enqueue(connection)
+        self._hold()
+        connection.rollback()
+        return []
+
+    def _savepoints(self, connection: Connection) -> list[str]:
+        ids = self._enqueue(connection)
+        with connection.transaction(force_rollback=True):
+            self._enqueue(connection)
+        self._hold()
+        with connection.transaction():
+            ids += self._enqueue(connection)
+        connection.commit()
+        return ids
+
+    def _prepare(self, connection: Connection) -> list[str]:
+        name = new_id()
+        ids = self._enqueue(connection)
+        connection.execute(f"prepare transaction '{name}'")
+        connection.commit()
+        self._hold()
+        connection.autocommit = True
+        # Nobody may rely on the session's end here: the transaction is the server's.
+        if self._rng.random() < 0.3:
+            connection.execute(f"rollback prepared '{name}'")
+            return []
+        connection.execute(f"commit prepared '{name}'")
+        return ids
+
+
+def test_each_job_is_claimed_soon_after_its_commit_and_never_before(
+    server: TemporaryServer,
+    workers: Workers,
+    runs: Runs,
+    look: Look,
+    rng: random.Random,
+    scale: Scale,
+    measured: Measured,
+) -> None:
+    """While others enqueue fast, so that the cursors run far ahead of what commits late."""
+    both = [workers.start(concurrency=2, name=f"w{n}") for n in range(2)]
+    fast = Producer(server.dsn, runs.path, pause=0.003)
+    most = scale.seconds(2.0, most=60.0)
+    late = [Enqueuer(server.dsn, runs.path, random.Random(rng.random()), most) for _ in range(6)]
+    fast.start()
+    for one in late:
+        one.start()
+    until(time.monotonic() + scale.seconds(6.0, most=180.0))
+    for one in late:
+        one.stop()
+    fast.stop()
+    wait_until_finished(look.open())
+
+    committed_at = {id: at for one in late for id, at in one.committed.items()}
+    assert len(committed_at) > 20
+    verdict = check(look.open(), runs, {*fast.committed, *committed_at})
+    verdict.assert_sound()  # what was rolled back did not run: unexpected would say so
+    assert verdict.finals.keys() == {"succeeded"}
+    assert not verdict.excess
+    waits = [
+        found[0].began - committed_at[id]
+        for id, found in runs.by_job().items()
+        if id in committed_at
+    ]
+    measured("late commit, rollbacks, savepoints, COPY, 2PC: claimed after, at worst", max(waits))
+    assert max(waits) <= CLAIMED_WITHIN
+    assert [worker.stop() for worker in both] == [0, 0]
