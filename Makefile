@@ -6,10 +6,10 @@ PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 BENCHMARKS := claim drain enqueue latency startup
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chaos lint types layers bench coverage check
+.PHONY: help venv demo test chaos chaos-long lint types layers bench coverage check
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 venv: $(STAMP) ## make .venv and install pgtasks with its tools
 	@:
@@ -20,8 +20,12 @@ demo: $(STAMP) ## see it work: a private PostgreSQL, a worker, a few jobs
 test: $(STAMP) ## the quick suite: everything but chaos and slow
 	@$(BIN)/python -m pytest -n 2 -m "not chaos and not slow"
 
-chaos: $(STAMP) ## kill -9, cut connections, restarted servers; and slow tests
-	@$(BIN)/python -m pytest -m "chaos or slow"
+chaos: $(STAMP) ## kill -9, cut connections, restarted servers, full disks; and slow tests: 90 s
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "(chaos or slow) and not long"
+
+chaos-long: $(STAMP) ## the same, larger (PGTASKS_CHAOS_SCALE=20), and what waits for real time-outs: 30 min
+	@PGTASKS_CHAOS_SCALE=$${PGTASKS_CHAOS_SCALE:-20} $(BIN)/python -m pytest -n 2 --dist loadfile \
+		-o faulthandler_timeout=900 -m chaos
 
 lint: $(STAMP) ## ruff: lint and format
 	@$(BIN)/ruff check --quiet .

@@ -187,10 +187,10 @@ def _has_ended(look: Look, *results: Any) -> None:
 def test_slow_wires_slow_down_and_break_nothing(
     workers: Workers, runs: Runs, look: Look, proxy: Proxy
 ) -> None:
-    """200 ms each way, for workers and callers."""
-    with proxy.delay(0.2):
+    """100 ms each way, for workers and callers."""
+    with proxy.delay(0.1):
         worker = workers.start(concurrency=2, environment=through(proxy))
-        results = [sample_app.step.delay(runs.path) for _ in range(5)]
+        results = [sample_app.step.delay(runs.path) for _ in range(3)]
         assert all(result.get(timeout=15) for result in results)
         assert worker.stop() == 0
 
