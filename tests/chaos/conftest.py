@@ -16,6 +16,7 @@ from pgtasks.db import migrations
 from pgtasks.db.embedded import TemporaryServer, temporary_server
 from tests.fixtures import sample_app
 from tests.fixtures.database import empty
+from tests.fixtures.producer import Producer
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.workers import Workers, gate, runs
 
@@ -72,6 +73,13 @@ def server(module_server: TemporaryServer) -> Iterator[TemporaryServer]:
         yield module_server
     finally:
         sample_app.app.close()
+
+
+@pytest.fixture(autouse=True)
+def producers_end() -> Iterator[None]:
+    """Leave no producer running."""
+    yield
+    Producer.stop_all()
 
 
 @pytest.fixture
