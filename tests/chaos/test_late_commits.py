@@ -123,12 +123,12 @@ def test_each_job_is_claimed_soon_after_its_commit_and_never_before(
     """While others enqueue fast, so that the cursors run far ahead of what commits late."""
     both = [workers.start(concurrency=2, name=f"w{n}") for n in range(2)]
     fast = Producer(server.dsn, runs.path, pause=0.003)
-    most = scale.seconds(2.0, most=60.0)
+    most = scale.seconds(1.5, most=60.0)
     late = [Enqueuer(server.dsn, runs.path, random.Random(rng.random()), most) for _ in range(6)]
     fast.start()
     for one in late:
         one.start()
-    until(time.monotonic() + scale.seconds(6.0, most=180.0))
+    until(time.monotonic() + scale.seconds(4.0, most=180.0))
     for one in late:
         one.stop()
     fast.stop()

@@ -113,9 +113,8 @@ def test_black_hole_is_noticed_in_time_and_healed_at_full_rate(
     direction: str,
 ) -> None:
     """The other worker, which comes by another way, is not hurt."""
-    beats = {"beat": 1.0, "lease": 60.0}
-    worker = workers.start(concurrency=1, environment=through(proxy), **beats)
-    other = workers.start(concurrency=1, name="other", **beats)
+    worker = workers.start(concurrency=1, environment=through(proxy), beat=1.0, lease=60.0)
+    other = workers.start(concurrency=1, name="other", beat=1.0, lease=60.0)
     producer = Producer(server.dsn, runs.path)
     producer.start()
     eventually(lambda: _both_run(runs, worker, other))
@@ -267,7 +266,7 @@ def test_enqueue_whose_reply_is_lost_is_settled_by_its_id(
     with proxy.lose_reply(id.encode(), "pgtasks") as trap:
         with pytest.raises((PgTasksError, OSError)) as caught:
             sample_app.step.apply_async((runs.path,), task_id=id)
-        assert trap.lost.is_set()
+        assert trap.lost.wait(5)
     assert isinstance(caught.value, ConnectError), repr(caught.value)
     assert look.one("select count(*) from pgtasks.job where id = %s", id) == 1  # it was committed
     with pytest.raises(PgTasksError, match="exists already"):
@@ -299,6 +298,34 @@ def test_finish_whose_reply_is_lost_is_written_once(
     assert [len(runs.of(one.id)) for one in (result, after)] == [1, 1]
     assert "job.late" not in worker.log()  # done is done, not an error
     assert worker.stop() == 0
+
+
+def test_finish_that_never_arrived_is_written_again_and_the_job_does_not_run_again(
+    workers: Workers, runs: Runs, gate: Gate, look: Look, proxy: Proxy, measured: Measured
+) -> None:
+    worker = workers.start(concurrency=1, environment=through(proxy))
+    result = sample_app.step.delay(runs.path, str(gate))
+    wait_until_begun(runs, result.id)
+
+    with proxy.hold("work", directions=("to server",)) as fault:
+        gate.open()
+        eventually(lambda: _has_come_to_its_end(runs, result))
+        eventually(lambda: _is_met(fault))
+        until(time.monotonic() + 0.1)
+        proxy.reset("work")
+        assert result.job().state is JobState.RUNNING
+        began = time.monotonic()
+    wait_until_finished(look.open(), 1)
+    measured("finish lost on its way: written after", time.monotonic() - began)
+
+    check(look.open(), runs, {result.id}).assert_sound()
+    assert len(runs.of(result.id)) == 1
+    assert (result.job().state, result.job().attempt) == (JobState.SUCCEEDED, 1)
+    assert worker.stop() == 0
+
+
+def _has_come_to_its_end(runs: Runs, result: Any) -> None:
+    assert runs.of(result.id)[0].ended
 
 
 def test_claim_whose_reply_is_lost_comes_back(

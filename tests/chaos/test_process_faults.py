@@ -197,6 +197,35 @@ def test_parent_that_stands_still_is_replaced_and_overwrites_nothing(
     assert [worker.stop() for worker in (frozen, other)] == [0, 0]
 
 
+def test_frozen_parent_starts_nothing_when_it_goes_on_after_its_lease(
+    workers: Workers, runs: Runs, look: Look, scale: Scale
+) -> None:
+    """What it held back has run elsewhere by then."""
+    frozen = workers.start(concurrency=2, beat=0.2, lease=1.0)
+    # So long that none waits in a pipe, and so short that some wait in the parent.
+    results = sample_app.app.enqueue_many(
+        sample_app.step.s(runs.path, None, False, 0.02) for _ in range(scale(150, most=2000))
+    )
+    eventually(partial(_has_run, runs, 40))
+
+    frozen.signal(signal.SIGSTOP)
+    try:
+        other = workers.start(concurrency=2, beat=0.2, lease=1.0)
+        wait_until_finished(look.open(), len(results), timeout=60)
+    finally:
+        resumed_at = time.monotonic()
+        frozen.signal(signal.SIGCONT)
+    frozen.said("worker.lease_lost")
+
+    assert [worker.stop() for worker in (frozen, other)] == [0, 0]
+    assert not [run for run in runs.all() if run.began > resumed_at]
+    verdict = check(look.open(), runs, {result.id for result in results})
+    verdict.assert_sound()
+    assert verdict.finals == {"succeeded": len(results)}
+    # What ran when it was frozen, and what had ended without being written.
+    assert len(verdict.excess) <= 6
+
+
 def test_child_that_stands_still_does_not_hold_up_the_others(
     workers: Workers, runs: Runs, gate: Gate, look: Look
 ) -> None:
