@@ -6,7 +6,6 @@ import signal
 import time
 from functools import partial
 
-import psutil
 import pytest
 
 from pgtasks import JobState
@@ -32,6 +31,11 @@ from tests.fixtures.workers import (
 pytestmark = pytest.mark.chaos
 
 
+@pytest.mark.parametrize(
+    ("work", "number"),
+    [((0.0, 0.001, 0.01, 0.05), 1000), ((0.001,), 5000)],
+    ids=["one-by-one", "many-in-a-pipe"],
+)
 def test_killed_children_lose_nothing_and_charge_only_what_ran(
     workers: Workers,
     runs: Runs,
@@ -39,12 +43,13 @@ def test_killed_children_lose_nothing_and_charge_only_what_ran(
     rng: random.Random,
     scale: Scale,
     measured: Measured,
+    work: tuple[float, ...],
+    number: int,
 ) -> None:
-    jobs = scale(1200, most=10_000)
+    jobs = scale(number, most=10 * number)
     worker = workers.start(concurrency=4)
     results = sample_app.app.enqueue_many(
-        sample_app.step.s(runs.path, None, False, rng.choice([0.0, 0.001, 0.01, 0.05]))
-        for _ in range(jobs)
+        sample_app.step.s(runs.path, None, False, rng.choice(work)) for _ in range(jobs)
     )
     connection = look.open()
 
@@ -67,6 +72,8 @@ def test_killed_children_lose_nothing_and_charge_only_what_ran(
     verdict.assert_only_charged_ran_again()
     assert verdict.finals.keys() <= {"succeeded", "quarantined"}
     assert look.one("select sum(crashes) from pgtasks.job_history") <= kills
+    # A kill may come when a job has been taken up, and has not written yet that it began.
+    assert len(verdict.unduly) <= 1 + kills / 20
     assert sum(seen) / len(seen) >= 0.9 * 4
     assert slowest < 1.0
     measured(f"child killed ({kills} times): another is forked within, at worst", slowest)
@@ -253,184 +260,5 @@ def test_child_that_stands_still_does_not_hold_up_the_others(
     assert worker.stop() == 0
 
 
-def test_term_at_any_moment_lets_what_runs_end_and_gives_the_rest_back(
-    workers: Workers,
-    runs: Runs,
-    look: Look,
-    rng: random.Random,
-    scale: Scale,
-    measured: Measured,
-) -> None:
-    grace, rounds = 10.0, scale(3, most=40)
-    results = sample_app.app.enqueue_many(
-        sample_app.step.s(runs.path, None, False, rng.choice([0.0, 0.002, 0.05]))
-        for _ in range(300 * rounds)
-    )
-
-    slowest = 0.0
-    for _ in range(rounds):
-        worker = workers.start(concurrency=4, grace=grace)
-        until(time.monotonic() + rng.uniform(0.0, 0.4))
-        asked_at = time.monotonic()
-        assert worker.stop(grace) == 0
-        slowest = max(slowest, time.monotonic() - asked_at)
-
-        assert all(run.ended is not None for run in runs.all())
-        # Neither held, nor charged, nor counted as an attempt.
-        assert look.one("select count(*) from pgtasks.job where token is not null") == 0
-        assert look.one("select coalesce(max(attempt + crashes), 0) from pgtasks.job") == 0
-        assert look.one("select count(*) from pgtasks.claim") == 0
-        assert look.one("select count(*) from pgtasks.worker") == 0
-    last = workers.start(concurrency=4)
-    wait_until_finished(look.open(), len(results), timeout=60)
-
-    verdict = check(look.open(), runs, {result.id for result in results})
-    verdict.assert_sound()
-    assert not verdict.excess
-    measured("TERM under load: exit after, at worst", slowest)
-    assert last.stop() == 0
-
-
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGQUIT], ids=["term", "quit"])
-def test_second_signal_kills_what_runs_and_it_runs_again_elsewhere(
-    workers: Workers, runs: Runs, gate: Gate, look: Look, second: signal.Signals
-) -> None:
-    worker = workers.start(concurrency=2)
-    results = [sample_app.step.delay(runs.path, str(gate)) for _ in range(6)]
-    for result in results[:2]:
-        wait_until_begun(runs, result.id)
-
-    if second == signal.SIGTERM:
-        worker.signal(signal.SIGTERM)
-        worker.said("worker.draining")
-    worker.signal(second)
-    assert worker.wait(5) == 0
-    assert look.one("select max(attempt + crashes) from pgtasks.job where token is null") == 0
-    gate.open()
-    other = workers.start(concurrency=2)
-    wait_until_finished(look.open(), len(results))
-
-    verdict = check(look.open(), runs, {result.id for result in results})
-    verdict.assert_sound()
-    # The two that were killed on order, and nobody else.
-    assert verdict.excess == {result.id: 1 for result in results[:2]}
-    assert other.stop() == 0
-
-
-def test_rolling_restart_of_three_workers_runs_every_job_once(
-    server: TemporaryServer,
-    workers: Workers,
-    runs: Runs,
-    look: Look,
-    rng: random.Random,
-    scale: Scale,
-    measured: Measured,
-) -> None:
-    alive = [workers.start(concurrency=2) for _ in range(3)]
-    producers = [Producer(server.dsn, runs.path, pause=0.001, work=0.005) for _ in range(2)]
-    for producer in producers:
-        producer.start()
-
-    slowest = 0.0
-    for _ in range(scale(1, most=10)):
-        for old in tuple(alive):
-            until(time.monotonic() + rng.uniform(0.0, 0.3))
-            alive.append(workers.start(concurrency=2))
-            asked_at = time.monotonic()
-            assert old.stop() == 0
-            slowest = max(slowest, time.monotonic() - asked_at)
-            alive.remove(old)
-    for producer in producers:
-        producer.stop()
-    wait_until_finished(look.open())
-
-    committed = producers[0].committed | producers[1].committed
-    assert len(committed) > 300
-    verdict = check(look.open(), runs, committed)
-    verdict.assert_sound()
-    assert verdict.finals == {"succeeded": len(committed)}
-    assert {len(found) for found in runs.by_job().values()} == {1}
-    measured("rolling restart under load: a worker stops within, at worst", slowest)
-    assert [worker.stop() for worker in alive] == [0, 0, 0]
-
-
-WAYS = {"kill": "quarantined", "segv": "quarantined", "abort": "quarantined", "exit": "quarantined"}
-WAYS |= {"memory": "failed"}  # a MemoryError is an error like any other
-
-
-def test_poison_is_quarantined_and_leaves_its_neighbours_alone(
-    workers: Workers, runs: Runs, look: Look, scale: Scale, measured: Measured
-) -> None:
-    worker = workers.start(concurrency=4)
-    seconds = scale.seconds(2.0, most=20.0)
-    # They sleep, so what they need is children, not this machine's processor.
-    neighbours = sample_app.app.enqueue_many(
-        sample_app.step.s(runs.path, None, False, 0.02) for _ in range(round(seconds * 2 * 250))
-    )
-    eventually(partial(_has_run, runs, 20))
-
-    def finished_in_window() -> int:
-        began = time.monotonic()
-        until(began + seconds)
-        ends = [run.ended for run in runs.all() if run.ended is not None]
-        return sum(began <= end < began + seconds for end in ends)
-
-    alone = finished_in_window()
-    poison = {how: sample_app.crash.apply_async((runs.path, how), priority=5) for how in WAYS}
-    beside = finished_in_window()
-    wait_until_finished(look.open(), len(neighbours) + len(poison), timeout=60)
-
-    verdict = check(look.open(), runs, {one.id for one in (*neighbours, *poison.values())})
-    verdict.assert_sound()
-    assert {how: result.job().state for how, result in poison.items()} == WAYS
-    for how, result in poison.items():
-        job = result.job()
-        assert len(runs.of(job.id)) == job.attempt == (3 if WAYS[how] == "quarantined" else 1)
-    ids = [one.id for one in neighbours]
-    unlucky = "select count(*) from pgtasks.job_history where id = any(%s) and (attempt, crashes) <> (1, 0)"
-    assert look.one(unlucky, ids) == 0
-    measured("five kinds of poison: throughput of the others, of that without", beside / alone, "")
-    assert beside >= 0.8 * alone
-    worker.has_children(4)
-    assert worker.stop() == 0
-
-
 def _has_run(runs: Runs, number: int) -> None:
     assert len(runs.all()) >= number
-
-
-def test_descriptors_memory_and_sessions_stay_flat_over_many_dead_children(
-    workers: Workers, runs: Runs, look: Look, scale: Scale, measured: Measured
-) -> None:
-    worker = workers.start(concurrency=4)
-    warm = 30
-    parent = psutil.Process(worker.pid)
-
-    def kill_some(number: int) -> None:
-        for _ in range(number):
-            sample_app.noop.delay()
-            kill_and_wait(worker.has_children(4)[0])
-
-    def cost() -> tuple[int, int, int]:
-        worker.has_children(4)
-        wait_until_finished(look.open())
-        sessions = look.one(
-            "select count(*) from pg_stat_activity where application_name like 'pgtasks %%'"
-        )
-        return parent.num_fds(), sessions, parent.memory_info().rss
-
-    kill_some(warm)
-    fds, sessions, memory = cost()
-    kills = scale(120, most=10_000)
-    kill_some(kills)
-    fds_after, sessions_after, memory_after = cost()
-
-    assert fds_after == fds
-    assert sessions_after == sessions == 2
-    per_child = (memory_after - memory) / kills
-    measured(f"{kills} dead children: the parent grew, each", per_child / 1024, "KiB")
-    assert memory_after - memory < 4 * 2**20 + kills * 1024
-    # Nobody but the parent holds a connection: a child that did would keep a dead parent's session.
-    for child in worker.has_children(4):
-        assert not psutil.Process(child).net_connections("all")
-    assert worker.stop() == 0

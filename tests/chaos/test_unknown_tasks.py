@@ -25,15 +25,16 @@ def test_unknown_tasks_at_the_head_are_never_claimed_and_run_once_a_worker_knows
     workers: Workers, runs: Runs, look: Look, scale: Scale, measured: Measured
 ) -> None:
     unknown = scale(2000, most=100_000)
-    worker = workers.start(concurrency=4)
     connection = look.open()
+    sample_app.app.send_task(LATER, (0,))  # not parked yet, although a worker looks when it starts
+    worker = workers.start(concurrency=4)
     baseline = rate(runs, connection, scale(600, most=4000))
 
     connection.execute(
         "insert into pgtasks.job (id, queue, task, priority, args)"
         " select pgtasks.new_id(), 'default', %s, 10, jsonb_build_array(n)::text"
         " from generate_series(1, %s) n",
-        [LATER, unknown],
+        [LATER, unknown - 1],
     )
     beside = rate(runs, connection, scale(600, most=4000))
 
