@@ -29,7 +29,7 @@ def test_poison_is_quarantined_and_leaves_its_neighbours_alone(
     workers: Workers, runs: Runs, look: Look, scale: Scale, measured: Measured
 ) -> None:
     worker = workers.start(concurrency=4)
-    seconds = scale.seconds(2.0, most=20.0)
+    seconds = scale.seconds(1.5, most=20.0)
     # They sleep, so what they need is children, not this machine's processor.
     neighbours = sample_app.app.enqueue_many(
         sample_app.step.s(runs.path, None, False, 0.02) for _ in range(round(seconds * 2 * 250))
@@ -88,7 +88,7 @@ def test_descriptors_memory_and_sessions_stay_flat_over_many_dead_children(
 
     kill_some(warm)
     fds, sessions, memory = cost()
-    kills = scale(120, most=10_000)
+    kills = scale(60, most=10_000)
     kill_some(kills)
     fds_after, sessions_after, memory_after = cost()
 

@@ -45,7 +45,7 @@ def sessions(connection: psycopg.Connection[Any]) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("how", ["immediate", "kill -9"])
+@pytest.mark.parametrize("how", [pytest.param("immediate", marks=pytest.mark.long), "kill -9"])
 def test_restarts_under_load_lose_nothing(
     server: TemporaryServer,
     workers: Workers,
@@ -94,7 +94,8 @@ def _has_run_since(runs: Runs, worker: RunningWorker, moment: float) -> None:
 def test_outage_longer_than_the_lease_kills_nobody(
     server: TemporaryServer, workers: Workers, runs: Runs, gate: Gate, look: Look, tmp_path: Path
 ) -> None:
-    both = [workers.start(concurrency=1, beat=0.3, lease=1.0, name=f"w{n}") for n in range(2)]
+    lease = 2.5  # more than a worker's longest pause before it connects again, which is 2 s
+    both = [workers.start(concurrency=1, beat=0.3, lease=lease, name=f"w{n}") for n in range(2)]
     across = sample_app.step.delay(runs.path, str(gate))
     inner = Gate(tmp_path / "inner")
     inside = sample_app.step.delay(runs.path, str(inner))
@@ -110,10 +111,10 @@ def test_outage_longer_than_the_lease_kills_nobody(
         assert runs.of(inside.id)[0].ended
 
     eventually(ended)
-    until(time.monotonic() + 2.5)
+    until(time.monotonic() + 2 * lease)
     server.start()
     eventually(lambda: _succeeded(inside))
-    until(time.monotonic() + 1.5)  # the others look at its beats for longer than the lease
+    until(time.monotonic() + lease + 0.5)  # the others look at its beats for longer than the lease
     gate.open()
     eventually(lambda: _succeeded(across))
     sample_app.app.close()  # what it had open is broken
@@ -149,7 +150,7 @@ def test_storm_of_terminated_sessions_loses_nothing(
     producer = Producer(server.dsn, runs.path)
     producer.start()
 
-    end = time.monotonic() + scale.seconds(4.0, most=60.0)
+    end = time.monotonic() + scale.seconds(3.0, most=60.0)
     while time.monotonic() < end:
         until(time.monotonic() + rng.uniform(0.0, 0.1))
         victims = connection.execute(

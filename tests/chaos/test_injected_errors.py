@@ -86,7 +86,7 @@ def test_errors_at_random_statements_are_surfaced_or_tried_again(
     producer = Producer(server.dsn, runs.path)
     with injected(look.open(), 0.05):
         producer.start()
-        until(time.monotonic() + scale.seconds(4.0, most=60.0))
+        until(time.monotonic() + scale.seconds(3.0, most=60.0))
         producer.stop()
     wait_until_finished(look.open())
 
@@ -146,7 +146,7 @@ def test_time_outs_of_milliseconds_lose_nothing(
     producer = Producer(server.dsn, runs.path)
     producer.start()
     with time_limit(connection, "lock_timeout" if setting == "lock_timeout" else None) as limit:
-        end = time.monotonic() + scale.seconds(3.0, most=40.0)
+        end = time.monotonic() + scale.seconds(2.0, most=40.0)
         while time.monotonic() < end:
             milliseconds = rng.randint(1, 50)
             limit(milliseconds)

@@ -214,7 +214,7 @@ def test_wires_that_are_reset_again_and_again_lose_nothing(
     producer = Producer(proxy.dsn, runs.path)
     producer.start()
 
-    end = time.monotonic() + scale.seconds(4.0, most=60.0)
+    end = time.monotonic() + scale.seconds(3.0, most=60.0)
     while time.monotonic() < end:
         until(time.monotonic() + rng.uniform(0.0, 0.2))
         wires = proxy.wires()

@@ -91,7 +91,7 @@ def test_killed_parents_lose_nothing(
 ) -> None:
     producer = Producer(server.dsn, runs.path, pause=0.001, work=0.001)
     producer.start()
-    kills = scale(5, most=60)
+    kills = scale(4, most=60)
 
     slowest = 0.0
     for _ in range(kills):  # the supervisor

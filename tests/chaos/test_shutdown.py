@@ -32,7 +32,7 @@ def test_term_at_any_moment_lets_what_runs_end_and_gives_the_rest_back(
     scale: Scale,
     measured: Measured,
 ) -> None:
-    grace, rounds = 10.0, scale(3, most=40)
+    grace, rounds = 10.0, scale(2, most=40)
     results = sample_app.app.enqueue_many(
         sample_app.step.s(runs.path, None, False, rng.choice([0.0, 0.002, 0.05]))
         for _ in range(300 * rounds)
