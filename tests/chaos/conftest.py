@@ -47,6 +47,10 @@ class Scale:
         """Return this long, or longer in the long profile, up to ``most``."""
         return min(most, number * self.factor)
 
+    def share(self, number: float) -> float:
+        """Return which share of a rate must be reached; less in the short profile, whose windows are short."""
+        return number if self.factor > 1 else number - 0.3
+
 
 @pytest.fixture(scope="session")
 def scale() -> Scale:

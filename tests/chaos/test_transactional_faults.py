@@ -17,7 +17,7 @@ from tests.fixtures.eventually import eventually
 from tests.fixtures.figures import Measured
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.runs import Runs
-from tests.fixtures.workers import RunningWorker, Workers, until, wait_until_finished
+from tests.fixtures.workers import Workers, until, wait_until_finished
 
 pytestmark = pytest.mark.chaos
 
