@@ -166,6 +166,37 @@ def test_jobs_of_a_host_that_is_gone_run_again_within_the_lease_and_six_seconds(
     assert [worker.stop() for worker in (victim, other)] == [0, 0]
 
 
+@pytest.mark.long
+def test_jobs_of_a_parent_that_was_killed_on_another_host_run_again_within_ten_seconds(
+    workers: Workers, runs: Runs, gate: Gate, look: Look, measured: Measured
+) -> None:
+    """With the default beat and lease, since the server notices that the session is gone."""
+    victim = workers.start(concurrency=1)
+    move_elsewhere(look, victim)
+    job = sample_app.step.delay(runs.path, str(gate))
+    wait_until_begun(runs, job.id)
+    other = workers.start(concurrency=1)
+    until(time.monotonic() + 6.0)  # a beat with which both know of each other
+
+    victim.kill()
+    killed_at = time.monotonic()
+    wait_until_begun_within(runs, job.id, 2, timeout=20.0)
+    took = time.monotonic() - killed_at
+    gate.open()
+    wait_until_finished(look.open(), 1)
+
+    measured("parent killed, other host: its job runs again after", took)
+    assert took < 10.0
+    assert other.stop() == 0
+
+
+def wait_until_begun_within(runs: Runs, id: str, times: int, timeout: float) -> None:
+    def begun() -> None:
+        assert len(runs.of(id)) == times
+
+    eventually(begun, timeout)
+
+
 def move_elsewhere(look: Look, worker: RunningWorker) -> None:
     """Let a worker look as if it were on another machine: nobody may ask the kernel for its pid."""
     moved = look.open().execute(
