@@ -65,6 +65,7 @@ class Fenced:
 
     def rollback(self) -> None:
         """Undo everything; also in the middle of a statement, if the task was interrupted there."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         try:
             if self.connection.info.transaction_status == TransactionStatus.ACTIVE:
                 self.connection.cancel_safe(timeout=CANCEL_WAIT)
@@ -105,6 +106,7 @@ class AFenced:
 
     async def rollback(self) -> None:
         """Undo everything; psycopg has cancelled a statement in whose middle the task was interrupted."""
+        self.connection.reply_timeout = REPLY_TIMEOUT
         try:
             await self._transaction.__aexit__(psycopg.Rollback, psycopg.Rollback(), None)
         except psycopg.Error:

@@ -30,9 +30,9 @@ class WatchedConnection(psycopg.Connection[Any]):
 
     reply_timeout: float | None = REPLY_TIMEOUT
 
-    def wait(self, gen: Generator[Any, Any, Any], interval: float = 0.1) -> Any:
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Drive one conversation with the server; see psycopg."""
-        return super().wait(watched(gen, self), interval)
+        return super().wait(watched(gen, self), *args, **kwargs)
 
 
 class AsyncWatchedConnection(psycopg.AsyncConnection[Any]):
@@ -40,9 +40,9 @@ class AsyncWatchedConnection(psycopg.AsyncConnection[Any]):
 
     reply_timeout: float | None = REPLY_TIMEOUT
 
-    async def wait(self, gen: Generator[Any, Any, Any], interval: float = 0.1) -> Any:
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Drive one conversation with the server; see psycopg."""
-        return await super().wait(watched(gen, self), interval)
+        return await super().wait(watched(gen, self), *args, **kwargs)
 
 
 def watched(

@@ -173,8 +173,11 @@ class Crew:
         return number
 
     def place_first(self, held: Held, lane: Lane) -> int | None:
-        """Put a job behind whatever a child has, and return which child; None: there is none."""
-        open_ones = self._open_ones()
+        """Put a job where it begins at once, and return which child; None: there is no place now."""
+        at = self._track(lane)
+        open_ones = {
+            number: one for number, one in self._open_ones().items() if one.tracks[at].free
+        }
         number = min(open_ones, key=lambda number: open_ones[number].load, default=None)
         if number is not None:
             self._put(held, open_ones[number], lane)

@@ -361,6 +361,10 @@ class Ledger:
                     self.outbox.add([_cancelled(held, None, now)], now)
                 elif limit is not None:
                     self.over_limit.append((held, limit))
+                elif (
+                    held.serial < self.skip_below
+                ):  # it had been called back: perhaps it is not ours
+                    self.outbox.release([held])
                 elif member.alone:
                     self._suspect(held)
                 else:

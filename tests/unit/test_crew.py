@@ -45,6 +45,11 @@ class Team:
         lane.take(jobs, 0.0)
         return jobs
 
+    def ended(self, number: int, serial: int) -> msg.Held | None:
+        """Let a child report a job; returns it, unless it was out already."""
+        found = self.crew.ended(number, [[serial]])
+        return found[0][0] if found else None
+
     def place(self, lane: Lane) -> dict[int, int]:
         """Return how many jobs each child got."""
         return {number: len(jobs) for number, jobs in self.crew.place(lane)}
@@ -115,8 +120,8 @@ def test_loads_are_what_they_were_when_all_has_ended():
         while lane.waiting:
             for number, jobs in list(team.crew.place(lane)):
                 for job in jobs:
-                    assert team.crew.ended(number, job.serial) is job
-                    assert team.crew.ended(number, job.serial) is None
+                    assert team.ended(number, job.serial) is job
+                    assert team.ended(number, job.serial) is None
 
     member = team.crew.members[1]
     assert (member.load, team.crew.short_in_pipes, member.reported) == (0.0, 0, 18)
@@ -173,7 +178,7 @@ def test_a_child_that_is_kept_free_gets_no_ordinary_jobs_but_coroutines():
     assert team.place(once) == {1: 1}
 
     team.crew.share_anew()
-    team.crew.ended(1, 3)
+    team.ended(1, 3)
     assert team.place(ordinary) == {1: 1}
 
 
@@ -194,13 +199,13 @@ def test_after_an_at_most_once_job_the_others_have_their_turn():
     (job,) = team.wait(once, 1)
     team.wait(ordinary, 2)
     team.place(once)
-    team.crew.ended(1, job.serial)
+    team.ended(1, job.serial)
 
     team.crew.keep_free(once)
     assert team.place(ordinary) == {1: 1}
 
     team.crew.keep_free(once)
-    team.crew.ended(1, 2)
+    team.ended(1, 2)
     assert team.place(ordinary) == {}
 
 
@@ -222,13 +227,13 @@ def test_a_suspect_waits_for_a_child_that_has_nothing_else():
 
     for job in jobs:
         team.crew.share_anew()
-        team.crew.ended(1, job.serial)
+        team.ended(1, job.serial)
         number = team.crew.place_alone(suspect, lane)
     assert number == 1
     assert (team.place(lane), team.place(once)) == ({}, {})
     assert team.crew.place_first(jobs[0], lane) is None
 
-    team.crew.ended(1, suspect.serial)
+    team.ended(1, suspect.serial)
     assert team.place(once) == {1: 1}
     assert team.place(lane) == {1: 2}
 

@@ -34,9 +34,8 @@ class Post:
 
     def ended(self, *jobs: msg.Held, kind: str = "succeeded") -> None:
         for held in jobs:
-            self.outbox.add(
-                msg.Ended(held, kind, None, None, None, self.now - 1, self.now), self.now
-            )
+            ended = msg.Ended(held, kind, None, None, None, self.now - 1, self.now)
+            self.outbox.add([ended], self.now)
 
     def finish(self, *, at_once: bool = True) -> msg.Batch | None:
         command = self.outbox.finish(at_once, self.now)

@@ -746,6 +746,8 @@ class World:
                 claimed.place, claimed.kind = Place.ENDED, "cancelled"
             elif claimed.deciding and claimed.ours:
                 claimed.place = Place.OVER_LIMIT
+            elif serial < self.ledger.skip_below:
+                claimed.place = Place.RETURNING
             elif number in self.alone and self._open:
                 claimed.place = Place.SUSPECT
             else:
