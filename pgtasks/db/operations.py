@@ -326,12 +326,14 @@ def cancel_jobs(
 
     Without ``terminate`` a running job goes on: a success still counts, a retry does not.
     """
-    cancelled = yield from cancel_waiting_jobs(ids, reason)
+    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
+    # What runs comes first: it is locked before any bundle.
     requested: list[str] = yield Statement(
         name="request_cancel",
         parameters={"ids": sorted(ids), "terminate": terminate},
         read=_first_column,
     )
+    cancelled = yield from cancel_waiting_jobs(ids, reason)
     answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
     answer.update(dict.fromkeys(cancelled, "cancelled"))
     return answer

@@ -304,6 +304,118 @@ begin
 end
 $$;
 
+-- Locks the jobs that still carry these tokens, by id across queues: for whoever goes on to write them in another
+-- order (claim by claim, queue by queue, retries before the rest). Then, as far as members of them will be counted
+-- out (their cancel was requested, or p_counted has their token), their bundles and those around, deepest first.
+--
+-- The order of locks of every writer: the worker's row, unblocked jobs by id, bundles deepest first and by id,
+-- blocked jobs by id, claims.
+create function pgtasks.lock_jobs(p_ids uuid[], p_tokens uuid[], p_counted uuid[] default '{}') returns void
+language plpgsql
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    v_bundle_ids uuid[];
+begin
+    with locked as materialized (
+        select j.token, j.bundle_id, j.cancel_requested
+        from pgtasks.job j
+        where j.id = any(p_ids) and j.token = any(p_tokens)
+        order by j.id
+        for update
+    )
+    select array_agg(l.bundle_id)
+    into v_bundle_ids
+    from locked l
+    where l.bundle_id is not null and (l.cancel_requested or l.token = any(p_counted));
+
+    if v_bundle_ids is not null then
+        perform from pgtasks.job_bundle b
+        where b.id = any(array(
+            with recursive family as (
+                select i.id, i.parent_id from pgtasks.job_bundle i where i.id = any(v_bundle_ids)
+                union
+                select o.id, o.parent_id from pgtasks.job_bundle o join family f on o.id = f.parent_id
+            )
+            select f.id from family f
+        ))
+        order by b.depth desc, b.id
+        for update;
+    end if;
+end
+$$;
+
+-- Writes outcomes back: one transaction for a whole batch, in three steps (jobs, bundles, waiters).
+--
+-- One entry a job in every array, sorted by id. p_outcome: 'succeeded', 'failed', 'expired',
+-- 'quarantined', 'cancelled', or 'retry' (ready again after p_delay seconds; one whose cancel was
+-- requested is cancelled instead). p_keep false: nothing is kept of it, unless it is in a bundle. p_age: seconds since the attempt
+-- began, null: it did not. p_claims: claim batches of which nothing is left.
+--
+-- Only rows that still carry the token are touched; their ids come back. The others are late finishes
+-- of a claim that was lost, and change nothing.
+create or replace function pgtasks.finish_jobs(
+    p_queue text[],
+    p_id uuid[],
+    p_token uuid[],
+    p_outcome text[],
+    p_result text[],
+    p_error jsonb[],
+    p_delay double precision[],
+    p_age double precision[],
+    p_keep boolean[],
+    p_claims uuid[]
+) returns setof text
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+    v_queue text;
+    v_ids text[];
+    v_queue_retried text[];
+    v_bundle_ids uuid[];
+    v_failed boolean[];
+    v_all_ids text[] := '{}';
+    v_all_bundle_ids uuid[] := '{}';
+    v_all_failed boolean[] := '{}';
+    v_retried text[] := '{}';
+begin
+    -- A batch of one queue without a retry is written in the order of its ids; others are locked so before.
+    if 'retry' = any(p_outcome) or p_queue[1] <> any(p_queue) then
+        perform from pgtasks.job j where j.id = any(p_id) and j.token = any(p_token) order by j.id for update;
+    end if;
+
+    for v_queue in select distinct q from unnest(p_queue) q order by q loop
+        select f.ids, f.retried, f.bundle_ids, f.failed
+        into v_ids, v_queue_retried, v_bundle_ids, v_failed
+        from pgtasks.finish_queue(
+            v_queue, p_queue, p_id, p_token, p_outcome, p_result, p_error, p_delay, p_age, p_keep
+        ) f;
+        v_retried := v_retried || v_queue_retried;
+        v_all_ids := v_all_ids || v_ids;
+        v_all_bundle_ids := v_all_bundle_ids || v_bundle_ids;
+        v_all_failed := v_all_failed || v_failed;
+    end loop;
+
+    if cardinality(v_all_bundle_ids) > 0 then
+        perform pgtasks.count_down(v_all_bundle_ids, v_all_failed);
+    end if;
+
+    if cardinality(p_claims) > 0 then
+        delete from pgtasks.claim c where c.token = any(p_claims);
+    end if;
+
+    perform pgtasks.tell_stopped(v_all_ids, false);
+    perform pgtasks.tell_stopped(v_retried, true);
+    return query select unnest(v_all_ids || v_retried);
+end
+$$;
+
 -- Gives claimed jobs of one queue back, as far as they still carry the token: unattempted, or charged a
 -- crash (those in p_crashed; their attempt counts, and p_errors says what the crash looked like). One whose
 -- cancel was requested ends cancelled. Returns how many.
@@ -322,6 +434,12 @@ declare
     v_count integer;
     v_cancelled pgtasks.job[];
 begin
+    -- What is to be cancelled is written after the rest, so not in the order of ids.
+    perform from pgtasks.job j
+    where j.queue = p_queue and j.id = any(p_ids) and j.token = any(p_tokens)
+    order by j.id
+    for update;
+
     update pgtasks.job j
     set token = null,
         worker_id = null,
@@ -421,6 +539,44 @@ begin
 end
 $$;
 
+-- Gives back the jobs of claims that nobody works on: of a dead worker (p_dead: see take_back), or claimed by a
+-- statement whose reply was lost. Everything is locked in order first, since claims are settled one by one.
+-- Returns how many.
+create function pgtasks.settle_claims(
+    p_tokens uuid[], p_dead boolean, p_running uuid[] default '{}', p_message text default ''
+) returns integer
+language plpgsql as $$
+declare
+    v_claim pgtasks.claim;
+    v_count integer := 0;
+begin
+    if cardinality(p_tokens) = 0 then
+        return 0;
+    end if;
+    perform pgtasks.lock_jobs(
+        array(select i from pgtasks.claim c, unnest(c.job_ids) i where c.token = any(p_tokens)),
+        p_tokens,
+        array(select c.token from pgtasks.claim c where c.token = any(p_tokens) and c.at_most_once and p_dead)
+    );
+
+    for v_claim in
+        select c.* from pgtasks.claim c where c.token = any(p_tokens) order by c.token
+    loop
+        if p_dead then
+            v_count := v_count + pgtasks.take_back(v_claim, p_running, p_message);
+        else
+            v_count := v_count + pgtasks.release_jobs(
+                v_claim.queue, v_claim.job_ids,
+                array_fill(v_claim.token, array[cardinality(v_claim.job_ids)]), '{}'
+            );
+        end if;
+    end loop;
+
+    delete from pgtasks.claim c where c.token = any(p_tokens);
+    return v_count;
+end
+$$;
+
 -- Makes a dead worker's jobs ready again, and forgets the worker. The jobs that its children had begun
 -- are charged a crash; what it merely held is returned unattempted; those of at_most_once tasks fail as lost.
 --
@@ -432,8 +588,7 @@ language plpgsql as $$
 declare
     v_running uuid[];
     v_message text;
-    v_claim pgtasks.claim;
-    v_count integer := 0;
+    v_count integer;
 begin
     select w.running, format('worker %s (pid %s) died', w.name, w.pid) into v_running, v_message
     from pgtasks.worker w
@@ -443,13 +598,9 @@ begin
         return null;
     end if;
 
-    for v_claim in
-        select c.* from pgtasks.claim c where c.worker_id = p_worker_id order by c.token
-    loop
-        v_count := v_count + pgtasks.take_back(v_claim, v_running, v_message);
-    end loop;
-
-    delete from pgtasks.claim c where c.worker_id = p_worker_id;
+    v_count := pgtasks.settle_claims(
+        array(select c.token from pgtasks.claim c where c.worker_id = p_worker_id), true, v_running, v_message
+    );
     delete from pgtasks.worker w where w.id = p_worker_id;
     return v_count;
 end

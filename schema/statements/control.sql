@@ -1,3 +1,7 @@
+-- name: lock_unblocked
+-- Locks jobs that wait or run, by id: before waiting and running ones are written one after the other.
+select from pgtasks.job where id = any(%(ids)s::uuid[]) and state <> 'blocked' order by id for update
+
 -- name: cancel_waiting
 -- Takes jobs out that wait, by id order; the running ones stay, and the blocked ones unless said.
 with locked as materialized (

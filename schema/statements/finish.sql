@@ -25,13 +25,14 @@ delete from pgtasks.claim where token = any(%(claims)s::uuid[])
 -- name: release_lost_claims
 -- Gives back what was claimed for this worker by a statement whose reply was lost: claims that it does
 -- not know of.
-with lost as (
-    delete from pgtasks.claim c
-    where c.worker_id = %(worker_id)s::bigint and not c.token = any(%(known)s::uuid[])
-    returning c.queue, c.token, c.job_ids
+select pgtasks.settle_claims(
+    array(
+        select c.token
+        from pgtasks.claim c
+        where c.worker_id = %(worker_id)s::bigint and not c.token = any(%(known)s::uuid[])
+    ),
+    false
 )
-select pgtasks.release_jobs(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
-from lost l
 
 -- name: limit_wait
 -- Lets a statement of this transaction wait for 5 seconds at most: for one that a lost session has open.

@@ -68,13 +68,14 @@ delete from pgtasks.worker where id = %(worker_id)s::bigint
 -- name: release_orphaned_claims
 -- Gives back what is claimed for a worker that is no longer registered: a claim that was under way while
 -- its worker was declared dead.
-with orphaned as (
-    delete from pgtasks.claim c
-    where not exists (select from pgtasks.worker w where w.id = c.worker_id)
-    returning c as claim
+select pgtasks.settle_claims(
+    array(
+        select c.token
+        from pgtasks.claim c
+        where not exists (select from pgtasks.worker w where w.id = c.worker_id)
+    ),
+    true, '{}', 'its worker died'
 )
-select pgtasks.take_back(o.claim, '{}', 'its worker died')
-from orphaned o
 
 -- name: maintain_history
 -- Creates the partitions of the days to come and drops the expired ones.
