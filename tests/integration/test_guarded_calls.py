@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
 import psycopg
@@ -36,6 +37,9 @@ def test_an_interrupt_waits_for_the_end_of_a_call_of_ours(
     @app.task(name="noop")
     def noop() -> None: ...
 
+    @app.task(name="nothing")
+    def nothing() -> None: ...
+
     @app.task(name="enqueue")
     def enqueue() -> None:
         pipes.say("begun")
@@ -56,7 +60,9 @@ def test_an_interrupt_waits_for_the_end_of_a_call_of_ours(
     child = fork(app, **options)
     with psycopg.connect(dsn) as other:
         other.execute("lock table pgtasks.job in exclusive mode")
-        child.send((1, claimed_row(task=task)))
+        # The outcome of the first is reported at once, that of the second when the order is looked at.
+        first, second = claimed_row(task="nothing"), claimed_row(task="nothing")
+        child.send((3, first), (2, second), (1, claimed_row(task=task)))
         assert child.heard() == "begun"
 
         def waits() -> None:
@@ -68,7 +74,9 @@ def test_an_interrupt_waits_for_the_end_of_a_call_of_ours(
 
         eventually(waits)
         child.order(1, Order.CANCEL)
-        child.ask()
+        child.record(2)
+        # The interrupt is there; the job would have ended by it.
+        assert select.select([child.outbox], [], [], 0.3)[0] == []
 
     assert child.record(1).kind == "cancelled"
     assert len(app.jobs(task="noop")) == 1
