@@ -244,6 +244,14 @@ def test_a_child_runs_as_many_jobs_as_it_may_and_ends(app: App, fork: Any, optio
     assert set(found.values()) <= {"succeeded", "skipped"}
 
 
+def test_a_solo_child_goes_on_since_nobody_would_replace_it(app: App, fork: Any):
+    child = fork(app, pool="solo", max_tasks_per_child=2, max_memory_per_child=1)
+
+    child.send(*((n, claimed_row(task="noop")) for n in range(1, 6)))
+
+    assert kinds(child.end()) == dict.fromkeys(range(1, 6), "succeeded")
+
+
 def test_a_child_that_ran_enough_lets_the_others_end(app: App, fork: Any):
     child = fork(app, pool="threads", concurrency=2, max_tasks_per_child=2)
 

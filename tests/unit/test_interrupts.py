@@ -255,6 +255,21 @@ def test_a_cancel_comes_through_after_a_soft_limit_was_swallowed(app: App, fork:
     assert child.record(1).kind == "cancelled"
 
 
+@pytest.mark.parametrize("options", SYNC)
+def test_an_interrupt_goes_through_a_job_that_is_run_eagerly_inside(
+    app: App, fork: Any, pipes: Pipes, options: dict[str, Any]
+):
+    @app.task(name="outer")
+    def outer() -> str:
+        with app.eager():
+            app.tasks["stubborn"].delay()
+        return "went on"
+
+    child = fork(app, **options)
+
+    assert interrupted(child, "outer", Order.CANCEL).kind == "cancelled"
+
+
 # Coroutines
 
 
