@@ -128,17 +128,17 @@ def test_jobs_of_a_killed_parent_run_again_on_the_same_host_within_two_seconds(
     other = workers.start(concurrency=1) if who == "another worker" else None
 
     victim.kill()
-    from_then = time.monotonic()
+    killed_at = ready_at = time.monotonic()
     if other is None:
         other = workers.start(concurrency=1)
-        from_then = time.monotonic()  # what Python takes to start is not ours
+        ready_at = time.monotonic()  # what Python takes to start on a busy machine is not ours
     wait_until_begun(runs, job.id, times=2)
-    took = max(0.0, runs.of(job.id)[1].began - from_then)
+    began_again = runs.of(job.id)[1].began
     gate.open()
     job.get(timeout=10)
 
-    measured(f"parent killed, same host, {who}: its job runs again after (the start of) it", took)
-    assert took < 2.0
+    measured(f"parent killed, same host, {who}: its job runs again after", began_again - killed_at)
+    assert began_again - ready_at < 2.0
     assert other.stop() == 0
 
 
