@@ -174,6 +174,7 @@ def _has_sessions(connection: psycopg.Connection[Any], number: int) -> None:
     assert len(sessions(connection)) == number
 
 
+@pytest.mark.long
 def test_idle_worker_whose_sessions_are_cut_listens_again(
     workers: Workers, runs: Runs, look: Look
 ) -> None:

@@ -74,13 +74,13 @@ def back_at_full_rate(runs: Runs, producer: Producer) -> float:
 def test_worker_whose_wire_is_stopped_up_for_a_moment_goes_on_on_it(
     server: TemporaryServer, workers: Workers, runs: Runs, look: Look, proxy: Proxy, kind: str
 ) -> None:
-    worker = workers.start(concurrency=2, environment=through(proxy))
+    worker = workers.start(concurrency=2, beat=0.5, environment=through(proxy))
     producer = Producer(server.dsn, runs.path)
     producer.start()
     eventually(partial(has_finished, runs, 50))
 
     with proxy.hold(kind) as fault:
-        eventually(lambda: _is_met(fault), 12.0)
+        eventually(lambda: _is_met(fault))
         until(time.monotonic() + 0.5)
         before = len(runs.all())
     back_at_full_rate(runs, producer)

@@ -87,6 +87,7 @@ def test_effects_happen_once_while_children_are_killed(
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_effects_happen_once_while_parents_are_killed(
     workers: Workers, effects: Effects, rng: random.Random
 ) -> None:
