@@ -104,7 +104,7 @@ class Crew:
             )
         return member
 
-    def ended(
+    def reported(
         self, number: int, records: Sequence[Sequence[Any]]
     ) -> list[tuple[Held, Sequence[Any]]]:
         """Take jobs out of a child's hands, and return each with its record.

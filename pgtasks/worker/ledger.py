@@ -18,24 +18,26 @@ Promises, which the property tests drive through any order of events
     - only the job that a dead child had begun is charged; if several were begun, none is, and each runs
       again alone
     - a job of an at_most_once task that may have begun never runs again
+    - nor does a cancelled one begin, once its child looked, or begin again after its child died
     - nothing is claimed while draining, or while the lease cannot be trusted, and what had not been sent
       is released
 
 Its parts: `Lane`, what waits and is asked for; `Crew`, who has what; `Limits`, who must be interrupted;
-`Outbox`, what leaves and the claims that end with it.
+`Aftermath`, what becomes of the jobs of dead children; `Outbox`, what leaves and the claims that end with it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
-from typing import NamedTuple, assert_never
-
-import orjson
+from typing import assert_never
 
 from pgtasks.options import MAX_CRASHES, WorkerOptions
+from pgtasks.worker.aftermath import Aftermath, Death, cancelled, quarantined
 from pgtasks.worker.crew import Crew
+from pgtasks.worker.facts import Facts
 from pgtasks.worker.lanes import Lane, lane_kinds, line
 from pgtasks.worker.limits import Limits, Reason
 from pgtasks.worker.messages import (
@@ -80,7 +82,7 @@ from pgtasks.worker.messages import (
     Woken,
     Written,
 )
-from pgtasks.worker.outbox import Cause, Outbox
+from pgtasks.worker.outbox import Outbox
 
 # If no job could be sent for so long, those that wait in the parent are given back, for others to take.
 WAIT_LIMIT = 5.0
@@ -89,17 +91,7 @@ WAIT_LIMIT = 5.0
 SPAWN_AGAIN = 1.0
 
 # What a child reports of a transactional job, whose success it wrote itself, see wire.
-SETTLED = frozenset(("committed", "late"))
-
-CRASH = "pgtasks.Crash"  # the type under which a crash is stored; no class
-NO_FACTS = TaskFacts()
-# Of a job that was killed for its time limit, when nobody is left to say what that means.
-SHUT_DOWN = {
-    "type": CRASH,
-    "message": "was killed at its time limit while the worker stopped",
-    "traceback": "",
-    "args": None,
-}
+BY_ITSELF = frozenset(("committed", "late"))
 
 
 class Phase(Enum):
@@ -109,28 +101,6 @@ class Phase(Enum):
     RUNNING = "running"
     DRAINING = "draining"
     STOPPED = "stopped"
-
-
-class _Death(NamedTuple):
-    """How the child of a job died that it had begun.
-
-    Attributes:
-        running: what the slate said of the job.
-        cause: what is known of the death.
-        reason: why the child was killed, if for this job.
-        killed: whether it was killed for any.
-        several: whether it ran others too.
-        cancelled: whether the job was cancelled.
-        limit: of a job that had been killed before, for this time limit, and was to be decided.
-    """
-
-    running: Running
-    cause: Cause
-    reason: Reason | None
-    killed: bool
-    several: bool
-    cancelled: bool
-    limit: float | None
 
 
 class Ledger:
@@ -155,24 +125,16 @@ class Ledger:
         self.connected = False
         self.trust = Trust.SURE
 
-        self._tasks = dict(tasks or {})
-        kinds = lane_kinds(self._tasks)
+        self._facts = Facts(tasks or {})
+        kinds = lane_kinds(self._facts.tasks)
         self.lanes = [Lane(number, kind, options, queues, now) for number, kind in enumerate(kinds)]
         self._by_turn = sorted(self.lanes, key=lambda lane: not lane.kind.at_most_once)
         self._lane_of = {name: lane for lane in self.lanes for name in lane.kind.tasks}
-        self._limited = {
-            name
-            for name, facts in self._tasks.items()
-            if facts.soft_time_limit is not None or facts.time_limit is not None
-        }
         self.crew = Crew(options)
         self.limits = Limits(kills=options.pool == "prefork", grace=options.grace)
         self.outbox = Outbox(now)
         self.serial = 0
-        self.suspects: list[Held] = []
-        self.over_limit: list[tuple[Held, float]] = []  # killed for their limit, not decided yet
-        self.deciding: dict[int, float] = {}  # serial -> limit, of those that a child decides about
-        self.settling: dict[int, tuple[Held, _Death]] = {}
+        self.aftermath = Aftermath(self._facts, self.outbox)
         # serial -> child, of cancelled jobs in pipes: they end as cancelled if the child has not begun them.
         self.cancelled: dict[int, int] = {}
         self.skips_changed: set[int] = set()  # children
@@ -184,8 +146,8 @@ class Ledger:
         self.drain_deadline: float | None = None
         self.killing = False
         self.late = 0
-        self.finished: dict[str, int] = {}  # by task
-        self.ended_by_kind: dict[str, int] = {}
+        self.finished: Counter[str] = Counter()  # by task
+        self.ended_by_kind: Counter[str] = Counter()
         self._tell: list[Tell] = []
 
     # Events
@@ -234,7 +196,9 @@ class Ledger:
             case Settled(held, alive):
                 self._settled(held, alive, now)
             case Unsettled(settle):
-                self.outbox.unsettled(settle, now, again=settle.held.serial in self.settling)
+                self.outbox.unsettled(
+                    settle, now, again=settle.held.serial in self.aftermath.settling
+                )
             case CancelAsked():
                 self._cancel_asked(event, now)
             case Connected():
@@ -271,9 +235,9 @@ class Ledger:
             self.serial += 1
             held = Held(self.serial, row, event.token)
             if row.expired:
-                self.outbox.add([Ended(held, "expired", None, None, None, None, now)], now)
+                self.outbox.add(Ended(held, "expired", None, None, None, None, now), now)
             elif row.crashes >= MAX_CRASHES:
-                self.outbox.add([_quarantined(held, now)], now)
+                self.outbox.add(quarantined(held, None, None, now), now)
             else:
                 taken.append(held)
         if self._keeps:
@@ -284,32 +248,33 @@ class Ledger:
     # What children said
 
     def _reported(self, event: Reported, now: float) -> None:
-        watched = self.limits.active or self.deciding or self.cancelled
+        """Take outcomes; 40,000 a second come through here, so what is rare is asked for once."""
+        watched = bool(self.limits.active or self.aftermath.deciding or self.cancelled)
         outcomes: list[Ended] = []
-        for held, record in self.crew.ended(event.child, event.records):
-            _, kind, result, error, delay, started, stopped = record
-            lane = self._lane_of.get(held.row.task, self.lanes[0])
+        for held, record in self.crew.reported(event.child, event.records):
+            serial, kind, result, error, delay, started, stopped = record
+            lane = self._lane(held)
             lane.in_pipes -= 1
-            limit = self.deciding.get(held.serial) if watched else None
-            cancelled = self._forget(held.serial) if watched else False
+            limit = self.aftermath.deciding.get(serial) if watched else None
+            is_cancelled = self._forget(serial) if watched else False
             if kind == "skipped":
-                self._skipped(held, cancelled, limit, now)
+                self._skipped(held, is_cancelled, limit, now)
                 continue
             # One that was killed for its limit took as long at least.
             lane.pace.measure(held.row.task, stopped - started if limit is None else limit)
             ended = Ended(held, kind, result, error, delay, started, stopped)
-            if kind in SETTLED:
+            if kind in BY_ITSELF:
                 self._ended_by_itself(ended, late=kind == "late")
             else:
                 outcomes.append(ended)
-        self.outbox.add(outcomes, now)
+        self.outbox.extend(outcomes, now)
 
-    def _skipped(self, held: Held, cancelled: bool, limit: float | None, now: float) -> None:
+    def _skipped(self, held: Held, is_cancelled: bool, limit: float | None, now: float) -> None:
         """Go on with a job that its child did not begin: it was cancelled, or the lease was in doubt."""
-        if cancelled:
-            self.outbox.add([_cancelled(held, None, now)], now)
+        if is_cancelled:
+            self.outbox.add(cancelled(held, None, now), now)
         elif limit is not None:
-            self.over_limit.append((held, limit))
+            self.aftermath.undecided(held, limit)
         else:
             self.outbox.release([held])
 
@@ -321,20 +286,18 @@ class Ledger:
         if late:
             self.late += 1
         else:
-            task = ended.held.row.task
-            self.finished[task] = self.finished.get(task, 0) + 1
-            self.ended_by_kind["succeeded"] = self.ended_by_kind.get("succeeded", 0) + 1
+            self.finished[ended.held.row.task] += 1
+            self.ended_by_kind["succeeded"] += 1
 
     def _written(self, event: Written) -> None:
         self.outbox.written(event)
         batch, ids = event.batch, event.ids
-        finished, by_kind = self.finished, self.ended_by_kind
         for ended in batch.ended:
-            row, kind = ended.held.row, ended.kind
+            row = ended.held.row
             if row.id in ids or batch.again:
-                finished[row.task] = finished.get(row.task, 0) + 1
-                by_kind[kind] = by_kind.get(kind, 0) + 1
-                if kind == "retry":
+                self.finished[row.task] += 1
+                self.ended_by_kind[ended.kind] += 1
+                if ended.kind == "retry":
                     due = ended.stopped + (ended.delay or 0.0)
                     self.lanes[0].intake.scheduled(row.queue, due)
             else:
@@ -350,95 +313,60 @@ class Ledger:
         slots = {one.serial: one for one in event.running if one.serial in member}
         if not slots and not member.reported and event.cause.get("signal") is None:
             self.spawn_after = now + SPAWN_AGAIN
-        unbegun: list[Held] = []
+        again: list[Held] = []
         for held in member.jobs():
             self._lane(held).in_pipes -= 1
-            limit = self.deciding.get(held.serial)
-            cancelled = self._forget(held.serial)
+            limit = self.aftermath.deciding.get(held.serial)
+            is_cancelled = self._forget(held.serial)
             running = slots.get(held.serial)
             if running is None:
-                if cancelled:
-                    self.outbox.add([_cancelled(held, None, now)], now)
+                if is_cancelled:
+                    self.outbox.add(cancelled(held, None, now), now)
                 elif limit is not None:
-                    self.over_limit.append((held, limit))
-                elif (
-                    held.serial < self.skip_below
-                ):  # it had been called back: perhaps it is not ours
-                    self.outbox.release([held])
+                    self.aftermath.undecided(held, limit)
                 elif member.alone:
-                    self._suspect(held)
+                    self.aftermath.suspects.append(held)
                 else:
-                    unbegun.append(held)
+                    again.append(held)
                 continue
-            death = _Death(
+            death = Death(
                 running,
                 event.cause,
                 member.killed_for.get(held.serial),
                 bool(member.killed_for),
                 len(slots) > 1,
-                cancelled,
+                is_cancelled,
                 limit,
             )
-            if running.session:
-                self.settling[held.serial] = (held, death)
-                self.outbox.settle(held, running.session)
-            else:
-                self._interrupted(held, death, now)
-        self._take_back(unbegun, now)
-
-    def _interrupted(self, held: Held, death: _Death, now: float) -> None:
-        """Decide about a job that ran when its child died."""
-        began = death.running.began
-        limit = self._limits_of(held)[1] if death.reason is Reason.LIMIT else death.limit
-        not_to_blame = death.killed or death.several
-        if death.cancelled:
-            self.outbox.add([_cancelled(held, began, now)], now)
-        elif death.reason is Reason.LIMIT and limit is not None and not self.killing:
-            self.over_limit.append((held, limit))
-        elif self._facts(held).at_most_once:
-            self.outbox.add([_lost(held, began, death.cause, now)], now)
-        elif self.killing:
-            self.outbox.release([held])
-        elif limit is not None and not_to_blame:
-            self.over_limit.append((held, limit))
-        elif death.killed:  # for another job that it ran
-            self._take_back([held], now)
-        elif death.several:
-            self._suspect(held)
-        elif held.row.crashes + 1 >= MAX_CRASHES:
-            ended = Ended(held, "quarantined", None, death.cause, None, began, now)
-            self.outbox.add([ended], now)
-        else:
-            self.outbox.crash(held, death.cause)
+            if self.aftermath.begun(held, death, killing=self.killing, now=now):
+                again.append(held)
+        self._release_suspects()
+        self._take_back(again, now)
 
     def _settled(self, held: Held, alive: bool, now: float) -> None:
         """Go on with a transactional job whose child died, now that it is known whether it committed."""
         self.outbox.releasing -= 1
-        if (
-            held.serial not in self.settling
-        ):  # the lease was lost meanwhile, and so it is alive no more
-            return
-        _, death = self.settling.pop(held.serial)
-        if alive:
-            self._interrupted(held, death, now)
-        else:
-            ended = Ended(held, "committed", None, None, None, death.running.began, now)
-            self._ended_by_itself(ended, late=False)
+        if held.serial not in self.aftermath.settling:
+            return  # the lease was lost meanwhile, and so it has our token no more
+        if not alive:
+            self._ended_by_itself(self.aftermath.committed(held, now), late=False)
+        elif self.aftermath.alive(held, killing=self.killing, now=now):
+            self._take_back([held], now)
+        self._release_suspects()
 
-    def _suspect(self, held: Held) -> None:
-        """Let a job run again alone, or go."""
-        if self._keeps:
-            self.suspects.append(held)
-        else:
-            self.outbox.release([held])
+    def _release_suspects(self) -> None:
+        """Let suspects go that may not wait here."""
+        suspects = self.aftermath.give_up()
+        self.outbox.release([held for held in suspects if not self._waits(held)])
+        self.aftermath.suspects = [held for held in suspects if self._waits(held)]
 
     def _take_back(self, jobs: Sequence[Held], now: float) -> None:
         """Let jobs that no child has begun wait again, before all others, or go."""
-        if not self._keeps:
-            self.outbox.release(jobs)
-            return
+        self.outbox.release([held for held in jobs if not self._waits(held)])
         for lane in self.lanes:
-            lane.take_back((held for held in jobs if self._lane(held) is lane), now)
+            lane.take_back(
+                (held for held in jobs if self._lane(held) is lane and self._waits(held)), now
+            )
 
     # Cancel, leases, the end
 
@@ -452,13 +380,8 @@ class Ledger:
             hit = [held for held in lane.waiting if asked(held, event.cancel)]
             for held in hit:
                 lane.waiting.remove(held)
-                self.outbox.add([_cancelled(held, None, now)], now)
-        for held in [held for held in self.suspects if asked(held, event.cancel)]:
-            self.suspects.remove(held)
-            self.outbox.add([_cancelled(held, None, now)], now)
-        for entry in [entry for entry in self.over_limit if asked(entry[0], event.cancel)]:
-            self.over_limit.remove(entry)
-            self.outbox.add([_cancelled(entry[0], None, now)], now)
+                self.outbox.add(cancelled(held, None, now), now)
+        self.aftermath.cancel(lambda held: asked(held, event.cancel), now)
         for number, member in self.crew.members.items():
             for held in member.jobs():
                 if not asked(held, event.cancel):
@@ -468,7 +391,7 @@ class Ledger:
                     self.cancelled[held.serial] = number
                     self.skips_changed.add(number)
                 if asked(held, event.interrupt):
-                    self.limits.cancel(held.serial, number, self._facts(held).asynchronous)
+                    self.limits.cancel(held.serial, number, self._facts.of(held).asynchronous)
 
     def _stop_asked(self, at_once: bool, now: float) -> None:
         if self.phase is Phase.DRAINING or at_once:
@@ -482,18 +405,13 @@ class Ledger:
     def _give_up_waiting(self) -> None:
         for lane in self.lanes:
             self.outbox.release(lane.give_up())
-        self.outbox.release(self.suspects)
-        self.suspects = []
+        self.outbox.release(self.aftermath.give_up())
 
     def _lease_lost(self, now: float) -> None:
         """Forget what was not begun; what runs may end, and its finish will be refused as late."""
         waiting = chain.from_iterable(lane.give_up() for lane in self.lanes)
-        verdicts = [held for held, _ in self.over_limit]
-        settling = [held for held, _ in self.settling.values()]
-        self.outbox.gone((*waiting, *self.suspects, *verdicts, *settling))
-        self.suspects, self.over_limit = [], []
-        self.deciding.clear()
-        self.settling.clear()
+        self.outbox.gone(waiting)
+        self.aftermath.lease_lost()
         self.outbox.lease_lost()
         self._stop_unbegun()
 
@@ -509,7 +427,7 @@ class Ledger:
         self.skips_changed.update(self.crew.members)
         for number, member in self.crew.members.items():
             for held in member.jobs():
-                if self._facts(held).at_most_once and self.options.pool == "prefork":
+                if self._facts.of(held).at_most_once and self.options.pool == "prefork":
                     if not member.killed_for:
                         self.kill_children.append(number)
                     member.killed_for.setdefault(held.serial, Reason.LOST)
@@ -553,12 +471,7 @@ class Ledger:
             for number, member in self.crew.members.items():
                 if not member.empty or overdue:  # overdue and empty: it hangs on its way out
                     yield KillChild(number)
-            for held, _ in self.over_limit:
-                if self._facts(held).at_most_once:
-                    self.outbox.add([_lost(held, None, SHUT_DOWN, now)], now)
-                else:
-                    self.outbox.crash(held, SHUT_DOWN)
-            self.over_limit = []
+            self.aftermath.kill(now)
 
     def _skip(self) -> Iterator[Command]:
         for number in sorted(self.skips_changed):
@@ -596,12 +509,13 @@ class Ledger:
     def _send(self, now: float) -> Iterator[Command]:
         yield from self._send_over_limit()
         self.crew.share_anew()
-        while self.suspects:
-            held = self.suspects[0]
+        suspects = self.aftermath.suspects
+        while suspects:
+            held = suspects[0]
             number = self.crew.place_alone(held, self._lane(held))
             if number is None:
                 break
-            del self.suspects[0]
+            del suspects[0]
             yield self._sent(number, [held])
         # First at_most_once jobs: they were claimed for places that are free now.
         for lane in self._by_turn:
@@ -614,31 +528,31 @@ class Ledger:
 
     def _send_over_limit(self) -> Iterator[Command]:
         """Let a child say what its time limit means for a job: its task's policy and hooks are user code."""
-        while self.over_limit:
-            held, hard = self.over_limit[0]
+        while self.aftermath.over_limit:
+            held, hard = self.aftermath.over_limit[0]
             self.serial += 1  # by its old one it may be among those that are skipped
             held = held._replace(serial=self.serial)
             number = self.crew.place_first(held, self._lane(held))
             if number is None:
                 return
-            del self.over_limit[0]
-            self.deciding[held.serial] = hard
+            del self.aftermath.over_limit[0]
+            self.aftermath.deciding[held.serial] = hard
             yield Send(number, [held], hard)
 
     def _sent(self, number: int, jobs: Sequence[Held]) -> Send:
         for held in jobs:
             row = held.row
-            if row.options is not None or row.task in self._limited:
-                soft, hard = self._limits_of(held)
+            if row.options is not None or row.task in self._facts.limited:
+                soft, hard = self._facts.limits(held)
                 if soft is not None or hard is not None:
-                    apart = self._facts(held).asynchronous
+                    apart = self._facts.of(held).asynchronous
                     self.limits.watch(held.serial, number, soft, hard, apart)
         return Send(number, jobs)
 
     def _drain(self, now: float) -> Iterator[Command]:
-        if self.over_limit and self.trust is Trust.SURE:
+        if self.aftermath.over_limit and self.trust is Trust.SURE:
             yield from self._send_over_limit()
-            if self.over_limit and not self.spawning and now >= self.spawn_after:
+            if self.aftermath.over_limit and not self.spawning and now >= self.spawn_after:
                 self.spawning += 1
                 yield Spawn()
         for number, member in self.crew.members.items():
@@ -650,7 +564,7 @@ class Ledger:
         if (
             not self.crew.members
             and not self.spawning
-            and not self.over_limit
+            and not self.aftermath.over_limit
             and self.outbox.empty
             and not (self.connected and coming)
         ):
@@ -663,31 +577,19 @@ class Ledger:
         """Whether what has not begun may wait here."""
         return self.phase is not Phase.DRAINING and self.trust is not Trust.LOST
 
+    def _waits(self, held: Held) -> bool:
+        """Whether a job that was sent may wait here again: children skip it if the lease was lost since."""
+        return self._keeps and held.serial >= self.skip_below
+
     def _lane(self, held: Held) -> Lane:
         return self._lane_of.get(held.row.task, self.lanes[0])
-
-    def _facts(self, held: Held) -> TaskFacts:
-        return self._tasks.get(held.row.task, NO_FACTS)
-
-    def _limits_of(self, held: Held) -> tuple[float | None, float | None]:
-        """Return the soft and the hard limit of a job: what its call said, else what its task has."""
-        row = held.row
-        said = row.options is not None and "time_limit" in row.options
-        if not said and row.task not in self._limited:
-            return None, None
-        facts = self._facts(held)
-        soft, hard = facts.soft_time_limit, facts.time_limit
-        if said and row.options is not None:
-            own = _limits_in(row.options)
-            soft, hard = own.get("soft_time_limit", soft), own.get("time_limit", hard)
-        return soft, hard
 
     def _forget(self, serial: int) -> bool:
         """Watch a job no longer that a child had; returns whether it was cancelled meanwhile."""
         if self.limits.active:
             self.limits.forget([serial])
-        if self.deciding:
-            self.deciding.pop(serial, None)
+        if self.aftermath.deciding:
+            self.aftermath.deciding.pop(serial, None)
         if serial not in self.cancelled:
             return False
         self.skips_changed.add(self.cancelled.pop(serial))
@@ -707,7 +609,7 @@ class Ledger:
 
     def held_count(self) -> int:
         """Return how many claimed jobs have no outcome yet."""
-        return sum(lane.held() for lane in self.lanes) + len(self.suspects) + len(self.over_limit)
+        return sum(lane.held() for lane in self.lanes) + self.aftermath.held()
 
     def next_wake(self, now: float) -> float:
         """Return the moment at which `commands` has something to do even if nothing happens."""
@@ -719,7 +621,7 @@ class Ledger:
                 moments += [lane.intake.next_wake() for lane in self.lanes]
             if len(self.crew.members) + self.spawning < self.options.children:
                 moments.append(self.spawn_after)
-        elif self.over_limit and not self.spawning and self.trust is Trust.SURE:
+        elif self.aftermath.over_limit and not self.spawning and self.trust is Trust.SURE:
             moments.append(self.spawn_after)
         if self.drain_deadline is not None and not self.killing:
             moments.append(self.drain_deadline)
@@ -728,38 +630,3 @@ class Ledger:
     def running(self, slates: Mapping[int, Sequence[Running]]) -> list[Held]:
         """Return the jobs that children run, by what their slates say."""
         return self.crew.running(slates)
-
-
-def _cancelled(held: Held, began: float | None, now: float) -> Ended:
-    return Ended(held, "cancelled", None, None, None, began, now)
-
-
-def _quarantined(held: Held, now: float) -> Ended:
-    """End a job that crashed too often elsewhere, without running it."""
-    message = f"took its process down {held.row.crashes} times"
-    return Ended(held, "quarantined", None, {"type": CRASH, "message": message}, None, None, now)
-
-
-def _lost(held: Held, began: float | None, cause: Cause, now: float) -> Ended:
-    """Fail a job of an at_most_once task that may have run to any point."""
-    message = f"may have run when its process died: {cause.get('message', '')}"
-    error = {
-        "type": "pgtasks.errors.JobLostError",
-        "message": message,
-        "traceback": "",
-        "args": [message],
-    }
-    return Ended(held, "failed", None, error, None, began, now)
-
-
-def _limits_in(options: str) -> dict[str, float | None]:
-    """Return the time limits in the options of a call, as far as they are any; the child refuses others."""
-    try:
-        said = orjson.loads(options)
-    except ValueError:
-        return {}
-    return {
-        name: float(said[name])
-        for name in ("soft_time_limit", "time_limit")
-        if isinstance(said, dict) and isinstance(said.get(name), int | float) and said[name] > 0
-    }

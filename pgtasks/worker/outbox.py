@@ -71,7 +71,13 @@ class Outbox:
         """Take note of a claim."""
         self.claims[token] = jobs
 
-    def add(self, ended: Sequence[Ended], now: float) -> None:
+    def add(self, ended: Ended, now: float) -> None:
+        """Take an outcome."""
+        if not self.outcomes:
+            self.first_outcome_at = now
+        self.outcomes.append(ended)
+
+    def extend(self, ended: Sequence[Ended], now: float) -> None:
         """Take outcomes."""
         if not self.outcomes:
             self.first_outcome_at = now

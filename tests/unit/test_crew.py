@@ -47,7 +47,7 @@ class Team:
 
     def ended(self, number: int, serial: int) -> msg.Held | None:
         """Let a child report a job; returns it, unless it was out already."""
-        found = self.crew.ended(number, [[serial]])
+        found = self.crew.reported(number, [[serial]])
         return found[0][0] if found else None
 
     def place(self, lane: Lane) -> dict[int, int]:

@@ -18,7 +18,7 @@ from pgtasks.worker.messages import Order, Trust
 from pgtasks.worker.outbox import FLUSH_BATCH, FLUSH_DELAY, OUTCOMES_LIMIT
 from pgtasks.worker.pace import IN_PIPE
 from tests.unit.worker_fakes import QUEUES, UNSTORABLE, claimed_row
-from tests.unit.worker_model import World, weight
+from tests.unit.worker_model import TASKS, World, weight
 
 
 class Worker:
@@ -1079,6 +1079,19 @@ def test_while_draining_children_that_die_at_once_do_not_follow_each_other_witho
     assert only(msg.Spawn, then) == [msg.Spawn()]
 
 
+def test_while_draining_in_doubt_nothing_is_decided_before_the_lease_is_sure_again():
+    worker = Worker(facts=FACTS)
+    worker.claimed(claimed_row(task="limited"))
+    worker.tell(begun(worker, 1), msg.StopAsked())
+    worker.later(5.0)
+
+    doubting = worker.tell(msg.TrustChanged(Trust.UNSURE), worker.death(1, 1, {"signal": 9}))
+    sure = worker.tell(msg.TrustChanged(Trust.SURE))
+
+    assert only(msg.Spawn, doubting) == []
+    assert only(msg.Spawn, sure) == [msg.Spawn()]
+
+
 @pytest.mark.parametrize(("task", "fate"), [("limited", "crash"), ("once limited", "failed")])
 def test_if_the_worker_is_killed_before_a_decision_the_job_goes_back_or_is_lost(
     task: str, fate: str
@@ -1186,6 +1199,16 @@ def test_without_trust_what_has_not_begun_goes_back_and_at_most_once_jobs_are_en
     assert [one.child for one in skips] == [1, 2]
     most = max(held.serial for some in (*jobs.values(), once) for held in some)
     assert {one.below for one in skips} == {most + 1}
+
+
+def test_a_child_that_is_started_after_a_lost_lease_skips_what_was_claimed_before_too():
+    worker = Worker()
+    worker.claimed(claimed_row())
+    worker.tell(msg.LeaseLost())
+
+    commands = worker.tell(msg.ChildStarted(2))
+
+    assert only(msg.Skip, commands) == [msg.Skip(2, 2, [])]
 
 
 def test_what_is_skipped_in_doubt_goes_back():
@@ -1358,9 +1381,10 @@ def test_a_suspect_whose_child_dies_before_it_began_is_still_one():
     assert sent(commands) == {2: [jobs[0]]}
 
     commands = worker.tell(worker.death(2, 0, {"signal": 9}), msg.ChildStarted(3))
+    first = sent(commands)[3]
+    second = sent(worker.ended(3, *first))[3]
 
-    assert len(sent(commands)[3]) == 1
-    assert worker.ledger.crew.members[3].alone
+    assert [first, second] == [jobs[1:], jobs[:1]]
 
 
 def test_a_suspect_that_takes_its_child_down_again_is_charged():
@@ -1372,3 +1396,31 @@ def test_a_suspect_that_takes_its_child_down_again_is_charged():
 
     assert [list(one.jobs) for one in only(msg.Crash, commands)] == [jobs[:1]]
     assert sent(commands) == {3: jobs[1:]}
+
+
+def test_nothing_is_kept_of_jobs_that_ended_in_any_other_way():
+    world = World(TASKS, concurrency=2, async_concurrency=2, grace=2.0)
+    world.connect()
+    weights = []
+
+    for _ in range(12):
+        jobs = [world.database.insert(QUEUES[0], task=task) for task in sorted(TASKS) * 2]
+        for _ in range(8):
+            world.cycle()
+            while world.unborn:
+                world.start_child()
+            while world.units:
+                world.answer()
+        for child in world.living():
+            while world.begin(child):
+                pass
+        held = [job.id for job in jobs if job.token is not None]
+        world.cancel(held[::3], interrupt=True)
+        world.now += 5.5  # some are over their limit
+        world.cycle()
+        world.living()[0].dead = True  # with several in hand
+        world.run_until(lambda: not world.database.jobs and not world.units and not world.events)
+        weights.append(weight(world.ledger))
+
+    assert world.lost
+    assert max(weights[1:]) <= weights[0] + 5

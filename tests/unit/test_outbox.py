@@ -34,8 +34,9 @@ class Post:
 
     def ended(self, *jobs: msg.Held, kind: str = "succeeded") -> None:
         for held in jobs:
-            ended = msg.Ended(held, kind, None, None, None, self.now - 1, self.now)
-            self.outbox.add([ended], self.now)
+            self.outbox.add(
+                msg.Ended(held, kind, None, None, None, self.now - 1, self.now), self.now
+            )
 
     def finish(self, *, at_once: bool = True) -> msg.Batch | None:
         command = self.outbox.finish(at_once, self.now)

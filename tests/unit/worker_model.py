@@ -91,6 +91,7 @@ class Claimed:
     death: tuple[Reason | None, bool, int] = (None, False, 0)
     began: bool = False  # a child began it, and no outcome is known
     ours: bool = True
+    stale: bool = False  # it lay in the pipe when the lease was lost
 
 
 @dataclass(slots=True)
@@ -349,6 +350,7 @@ class World:
             assert not claimed.cancelled, "a cancelled job is sent"
             claimed.place, claimed.child = Place.PIPE, number
             claimed.deciding = over_limit is not None
+            claimed.stale = False
             if not child.dead:
                 child.inbox.append(Sent(held, over_limit))
 
@@ -656,7 +658,8 @@ class World:
                 self._note_cancel(cancel, interrupt)
             case msg.LeaseLost():
                 for claimed in self.claimed.values():
-                    claimed.ours = False
+                    claimed.ours = claimed.deciding = False
+                    claimed.stale = True
                     if claimed.place not in (Place.PIPE, Place.ENDED, Place.SETTLED, *OUT):
                         claimed.place = Place.FORGOTTEN
             case msg.TrustChanged(trust):
@@ -670,6 +673,7 @@ class World:
 
     def _note_give_up(self) -> None:
         for claimed in self.claimed.values():
+            claimed.stale |= self.trust is Trust.LOST
             if claimed.place in UNSENT:
                 claimed.place = Place.RETURNING
 
@@ -718,8 +722,7 @@ class World:
             if kind == "skipped" and claimed.cancelled:
                 claimed.place, claimed.kind = Place.ENDED, "cancelled"
             elif kind == "skipped":
-                decides = claimed.deciding and claimed.ours
-                claimed.place = Place.OVER_LIMIT if decides else Place.RETURNING
+                claimed.place = Place.OVER_LIMIT if claimed.deciding else Place.RETURNING
             else:
                 by_itself = kind in ("committed", "late")
                 claimed.place = Place.SETTLED if by_itself else Place.ENDED
@@ -744,14 +747,10 @@ class World:
                     self._note_interrupted(claimed)
             elif claimed.cancelled:
                 claimed.place, claimed.kind = Place.ENDED, "cancelled"
-            elif claimed.deciding and claimed.ours:
+            elif claimed.deciding:
                 claimed.place = Place.OVER_LIMIT
-            elif serial < self.ledger.skip_below:
-                claimed.place = Place.RETURNING
-            elif number in self.alone and self._open:
-                claimed.place = Place.SUSPECT
             else:
-                claimed.place = self._unbegun
+                self._note_again(claimed, Place.SUSPECT if number in self.alone else Place.WAITING)
         self.alone.discard(number)
 
     def _note_interrupted(self, claimed: Claimed) -> None:
@@ -764,16 +763,19 @@ class World:
             claimed.place, claimed.kind = Place.ENDED, "failed"
         elif self.ledger.killing:
             claimed.place = Place.RETURNING
-        elif claimed.deciding and claimed.ours and (child_was_killed or several > 1):
+        elif claimed.deciding and (child_was_killed or several > 1):
             claimed.place = Place.OVER_LIMIT
         elif child_was_killed:
-            claimed.place = self._unbegun
+            self._note_again(claimed, Place.WAITING)
         elif several > 1:
-            claimed.place = Place.SUSPECT if self._open else Place.RETURNING
+            self._note_again(claimed, Place.SUSPECT)
         elif claimed.row.crashes + 1 >= MAX_CRASHES:
             claimed.place, claimed.kind = Place.ENDED, "quarantined"
         else:
             claimed.place = Place.CRASHED
+
+    def _note_again(self, claimed: Claimed, place: Place) -> None:
+        claimed.place = place if self._open and not claimed.stale else Place.RETURNING
 
     # To the end
 
