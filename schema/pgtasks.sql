@@ -7,4 +7,6 @@ insert into pgtasks.migrations (version, name, min_code_version) values (1, 'cre
 insert into pgtasks.migrations (version, name, min_code_version) values (2, 'create_functions', 1);
 \ir migrations/0003_extend_claims.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (3, 'extend_claims', 1);
+\ir migrations/0004_separate_roles.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (4, 'separate_roles', 1);
 commit;

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
 
 from pgtasks.db.statements import schema_folder
-from pgtasks.errors import SchemaError
-
-if TYPE_CHECKING:
-    import psycopg
+from pgtasks.errors import DatabaseError, SchemaError
 
 RECORD = "insert into pgtasks.migrations (version, name, min_code_version) values"
 LOCK_KEY = 7236411  # any number that only pgtasks uses; one process migrates at a time
@@ -102,7 +101,43 @@ def migrate(connection: psycopg.Connection[Any]) -> list[int]:
                 (migration.version, migration.name, migration.min_code_version),
             )
             applied.append(migration.version)
+    if applied and has_roles(connection):
+        grant_roles(connection)  # a function that was made anew has lost what was granted
     return applied
+
+
+def has_roles(connection: psycopg.Connection[Any]) -> bool:
+    """Whether schema/roles.sql was applied to this database."""
+    row = connection.execute(
+        "select coalesce((select has_schema_privilege(oid, 'pgtasks', 'usage') from pg_roles"
+        " where rolname = 'pgtasks_worker'), false)"
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def grant_roles(connection: psycopg.Connection[Any]) -> None:
+    """Create the roles that are missing, and grant; may be done again at any time.
+
+    Raises:
+        DatabaseError: the connection's role may not do that; the message says who may.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("select pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+            connection.execute(roles_script().encode())
+    except psycopg.errors.InsufficientPrivilege as error:
+        why = error.diag.message_primary or ""
+        if why.startswith("role "):
+            raise DatabaseError(why) from None
+        raise DatabaseError(
+            f"the database refused to grant ({why}): run 'pgtasks migrate --roles' as the role that owns the "
+            "schema pgtasks, or as a superuser"
+        ) from None
+
+
+def roles_script() -> str:
+    """Return the SQL that creates the roles and grants."""
+    return (schema_folder() / "roles.sql").read_text(encoding="utf-8")
 
 
 def script() -> str:

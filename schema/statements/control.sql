@@ -4,22 +4,8 @@ select from pgtasks.job where id = any(%(ids)s::uuid[]) and state <> 'blocked' o
 
 -- name: cancel_waiting
 -- Takes jobs out that wait, by id order; the running ones stay, and the blocked ones unless said.
-with locked as materialized (
-    select j.id, j.queue
-    from pgtasks.job j
-    where j.id = any(%(ids)s::uuid[]) and j.token is null and (%(blocked)s or j.state <> 'blocked')
-    order by j.id
-    for update
-), gone as (
-    delete from pgtasks.job j
-    using locked l
-    where j.id = l.id and j.queue = l.queue and j.token is null
-    returning j as job
-), written as (
-    select pgtasks.archive(array_agg(g.job), 'cancelled', %(reason)s) from gone g having count(*) > 0
-)
-select (g.job).id::text, (g.job).bundle_id::text, (select count(*) from written)
-from gone g
+select id, bundle_id
+from pgtasks.cancel_waiting(%(ids)s::uuid[], %(blocked)s::boolean, %(reason)s)
 
 -- name: request_cancel
 -- Flags running jobs: a success still counts, a retry or a rescue becomes cancelled; interrupts them if `terminate`.
@@ -31,51 +17,18 @@ select pgtasks.count_down(%(bundle_ids)s::uuid[], %(failed)s::boolean[])
 
 -- name: delete_finished
 -- Forgets finished jobs by id.
-delete from pgtasks.job_history
-where id = any(%(ids)s::uuid[]) and stopped_at >= %(since)s::timestamptz
-returning id::text
+select pgtasks.delete_finished(%(ids)s::uuid[], %(since)s::timestamptz)
 
 -- name: delete_history
 -- Forgets finished jobs that fit, in a batch; never a member of an open bundle.
-with gone as (
-    delete from pgtasks.job_history h
-    where (h.id, h.queue, h.stopped_at) in (
-        select f.id, f.queue, f.stopped_at
-        from pgtasks.job_history f
-        where (%(states)s::text[] is null or f.state = any(%(states)s::text[]))
-            and (%(task)s::text is null or f.task = %(task)s)
-            and (%(queue)s::text is null or f.queue = %(queue)s)
-            and (%(origin)s::text is null or f.origin = %(origin)s)
-            and (%(stopped_before)s::timestamptz is null or f.stopped_at < %(stopped_before)s)
-            and not exists (select from pgtasks.job_bundle b where b.id = f.bundle_id and b.stopped_at is null)
-        limit %(limit)s::integer
-    )
-    returning 1
+select pgtasks.delete_history(
+    %(states)s::text[], %(task)s, %(queue)s, %(origin)s, %(stopped_before)s::timestamptz, %(limit)s::integer
 )
-select count(*)::integer from gone
 
 -- name: reset_finished
 -- Makes finished jobs ready again from their first attempt; what happened before stays in `attempts`.
-with gone as (
-    delete from pgtasks.job_history
-    where id = any(%(ids)s::uuid[]) and stopped_at >= %(since)s::timestamptz
-    returning *
-), reset as (
-    insert into pgtasks.job (
-        id, queue, priority, created_at, task, args, kwargs, options, origin, parent_id, root_id,
-        bundle_id, bundle_index, after_bundle_id, after_on, takes, input, attempts
-    )
-    select
-        g.id, g.queue, g.priority, g.created_at, g.task, g.args, g.kwargs, g.options, g.origin, g.parent_id,
-        g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on, g.takes, g.input,
-        coalesce(g.attempts, '[]') || jsonb_build_object(
-            'attempt', g.attempt, 'worker_id', g.worker_id, 'started_at', g.started_at,
-            'stopped_at', g.stopped_at, 'error', g.error
-        )
-    from gone g
-    order by g.id
-)
-select g.id::text, g.bundle_id::text, g.state <> 'succeeded' from gone g
+select id, bundle_id, failed
+from pgtasks.reset_finished(%(ids)s::uuid[], %(since)s::timestamptz)
 
 -- name: count_up
 -- Counts members into their bundles again.
@@ -90,16 +43,7 @@ where id = any(%(ids)s::uuid[]) and state = 'blocked'
 -- name: lock_bundles
 -- Locks bundles and those around them, deepest first, by id: who adds, resets or removes members does this
 -- before touching blocked jobs.
-with recursive family as (
-    select b.id, b.parent_id from pgtasks.job_bundle b where b.id = any(%(ids)s::uuid[])
-    union
-    select b.id, b.parent_id from pgtasks.job_bundle b join family f on b.id = f.parent_id
-)
-select b.id::text, b.stopped_at is not null
-from pgtasks.job_bundle b
-where b.id = any(array(select f.id from family f))
-order by b.depth desc, b.id
-for update
+select id, stopped from pgtasks.lock_bundles(%(ids)s::uuid[])
 
 -- name: get_finished_members
 -- Members of a bundle that are finished, or only those without success.
@@ -113,16 +57,7 @@ select id::text from pgtasks.job where bundle_id = any(%(ids)s::uuid[])
 
 -- name: delete_bundles
 -- Forgets stopped bundles and their finished members.
-with gone as (
-    delete from pgtasks.job_bundle
-    where id = any(%(ids)s::uuid[]) and stopped_at is not null
-    returning id
-), members as (
-    delete from pgtasks.job_history h
-    using gone g
-    where h.bundle_id = g.id
-)
-select id::text from gone
+select pgtasks.delete_bundles(%(ids)s::uuid[])
 
 -- name: list_stopped_bundles
 -- Stopped bundles that fit, oldest first.

@@ -16,23 +16,16 @@ select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s
 
 -- name: lock_held
 -- Waits for whoever else writes a job, and returns a row if it still carries the token.
-select 1 from pgtasks.job where queue = %(queue)s and id = %(id)s::uuid and token = %(token)s::uuid for update
+select pgtasks.lock_held(%(queue)s::text, %(id)s::uuid, %(token)s::uuid)
 
 -- name: delete_claims
 -- Forgets claim batches of which nothing is left.
-delete from pgtasks.claim where token = any(%(claims)s::uuid[])
+select pgtasks.delete_claims(%(claims)s::uuid[])
 
 -- name: release_lost_claims
 -- Gives back what was claimed for this worker by a statement whose reply was lost: claims that it does
 -- not know of.
-select pgtasks.settle_claims(
-    array(
-        select c.token
-        from pgtasks.claim c
-        where c.worker_id = %(worker_id)s::bigint and not c.token = any(%(known)s::uuid[])
-    ),
-    false
-)
+select pgtasks.release_lost_claims(%(worker_id)s::bigint, %(known)s::uuid[])
 
 -- name: limit_wait
 -- Lets a statement of this transaction wait for 5 seconds at most: for one that a lost session has open.

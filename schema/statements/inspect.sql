@@ -76,7 +76,9 @@ select
     j.id = any(w.running)
 from pgtasks.claim c
 join pgtasks.worker w on w.id = c.worker_id
-join pgtasks.job j on j.queue = c.queue and j.id = any(c.job_ids) and j.token = c.token
+-- The view, which masks arguments; live rows only.
+join pgtasks.jobs j on j.queue = c.queue and j.id = any(c.job_ids) and j.worker_id = c.worker_id
+where j.stopped_at is null and j.state = 'running'
 order by j.started_at, j.id
 limit %(limit)s::integer
 
@@ -84,18 +86,18 @@ limit %(limit)s::integer
 -- Depth of each queue by state, the wait of its oldest ready job in seconds, and how many workers serve it.
 select
     q.queue,
-    count(*) filter (where j.state = 'ready' and j.token is null),
-    count(*) filter (where j.token is not null),
+    count(*) filter (where j.state = 'ready'),
+    count(*) filter (where j.state = 'running'),
     count(*) filter (where j.state = 'scheduled'),
     count(*) filter (where j.state = 'blocked'),
     count(*) filter (where j.state = 'parked'),
-    extract(epoch from now() - min(coalesce(j.start_at, j.created_at)) filter (where j.state = 'ready' and j.token is null))::float8,
+    extract(epoch from now() - min(coalesce(j.start_at, j.created_at)) filter (where j.state = 'ready'))::float8,
     (select count(*) from pgtasks.worker w where q.queue = any(w.queues))
 from (
-    select queue from pgtasks.job
+    select queue from pgtasks.jobs where stopped_at is null
     union
     select unnest(queues) from pgtasks.worker
 ) as q (queue)
-left join pgtasks.job j on j.queue = q.queue
+left join pgtasks.jobs j on j.queue = q.queue and j.stopped_at is null
 group by q.queue
 order by q.queue

@@ -1,14 +1,11 @@
 -- name: get_outcomes
 -- State, result and error of jobs; `since` is an hour before the oldest id's time, to prune partitions.
-select id::text, state, attempt, result, error
-from pgtasks.jobs
-where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since)s::timestamptz)
+select id, state, attempt, result, error
+from pgtasks.get_outcomes(%(ids)s::uuid[], %(since)s::timestamptz)
 
 -- name: forget_results
 -- Drops the results of finished jobs; the jobs stay.
-update pgtasks.job_history
-set result = null
-where id = any(%(ids)s::uuid[]) and stopped_at >= %(since)s::timestamptz
+select pgtasks.forget_results(%(ids)s::uuid[], %(since)s::timestamptz)
 
 -- name: get_bundle_members
 -- The members of a bundle in their order.
