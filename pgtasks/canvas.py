@@ -14,6 +14,7 @@ import msgspec
 from pgtasks.errors import ConfigurationError
 from pgtasks.ids import new_id
 from pgtasks.job import NewBundle, NewJob
+from pgtasks.options import check_label
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -216,6 +217,9 @@ class group(Generic[R]):  # noqa: N801 (Celery's name, used like a function)
         return app or (self.signatures[0].task.app if self.signatures else current_app())
 
     def _rows(self, type: str | None, origin: str | None) -> tuple[list[NewJob], NewBundle]:
+        for what, text in (("a bundle's type", type), ("origin", origin)):
+            if text is not None:
+                check_label(what, text)
         bundle = NewBundle(id=new_id(), type=type, origin=origin, total=len(self.signatures))
         jobs = []
         for index, member in enumerate(self.signatures):

@@ -28,6 +28,8 @@ MANUAL_SCHEDULE = fixed(180.0)
 MAX_CRASHES = 3
 """A job that took its process down this often is quarantined."""
 
+# Characters of an origin, of a bundle's type, of a worker's name; the schema has the same limit.
+MAX_LABEL = 200
 QUEUE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}")
 
@@ -92,6 +94,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_task_name(self.name)
         check_queue_name(self.queue)
         check_priority(self.priority)
+        if self.origin is not None:
+            check_label("origin", self.origin)
         if self.retries is not None:
             check_retries(self.retries)
         if self.retry_schedule is not None:
@@ -229,6 +233,19 @@ def check_task_name(name: object) -> None:
         raise ConfigurationError(
             f"task name {name!r} is not a name: begin with a letter or _, go on with letters, digits, "
             "_ . - : / < >, at most 200"
+        )
+
+
+def check_label(what: str, text: object) -> None:
+    """Raise ConfigurationError for what is no text for people: an origin, a bundle's type, a worker's name."""
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_LABEL or not text.isprintable():
+        shown = (
+            f"{text[:MAX_LABEL]!r}…"
+            if isinstance(text, str) and len(text) > MAX_LABEL
+            else repr(text)
+        )
+        raise ConfigurationError(
+            f"{what} is for people to read: expected 1 to {MAX_LABEL} printable characters, found {shown}"
         )
 
 

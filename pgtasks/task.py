@@ -21,6 +21,7 @@ from pgtasks.job import NewJob
 from pgtasks.options import (
     MANUAL_RETRIES,
     TaskOptions,
+    check_label,
     check_limits,
     check_priority,
     check_queue_name,
@@ -393,7 +394,8 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
                 check_priority(value)
                 job.priority = value
             case "origin":
-                job.origin = str(value)
+                check_label("origin", value)
+                job.origin = value
             case "retries":
                 check_retries(value)
                 stored["retries"] = value

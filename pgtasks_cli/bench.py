@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pgtasks.errors import PgTasksError
+from pgtasks_cli.session import without_password
 
 NAMES = ("claim", "drain", "enqueue", "latency", "startup")
 
@@ -30,7 +31,11 @@ def _names(
 
 
 @click.command("bench", epilog="Example: pgtasks bench --only drain,enqueue --against raw")
-@click.option("--dsn", help="The server. [default: $PGTASKS_DSN, else embedded:]")
+@click.option(
+    "--dsn",
+    callback=without_password,
+    help="The server, without a password. [default: $PGTASKS_DSN, else embedded:]",
+)
 @click.option("--only", callback=_names, metavar="NAMES", help=f"Some of {','.join(NAMES)}.")
 @click.option(
     "--jobs", type=click.IntRange(min=10), help="How many jobs to move. [default: 50,000]"

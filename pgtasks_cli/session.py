@@ -121,14 +121,36 @@ def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def keep_dsn(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Note a DSN that has no password."""
+    keep(ctx, param, without_password(ctx, param, value))
+
+
+def without_password(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse a password: everybody on the machine can read a process's arguments."""
-    if value and (URL_PASSWORD.search(value) or NAMED_PASSWORD.search(value)):
+    if value and has_password(value):
         raise click.UsageError(
             "a password in --dsn can be read by everybody on this machine: set PGTASKS_DSN, "
             "or use a service file (--dsn service=name) or a passfile (~/.pgpass)",
             ctx,
         )
-    keep(ctx, param, value)
+    return value
+
+
+def has_password(dsn: str) -> bool:
+    """Whether a password is in it, also in one that libpq does not understand."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        said = conninfo_to_dict(dsn)
+    except ProgrammingError:
+        said = {}
+    return bool(
+        said.get("password")
+        or said.get("sslpassword")
+        or URL_PASSWORD.search(dsn)
+        or NAMED_PASSWORD.search(dsn)
+    )
 
 
 def go_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.fixtures.database",
+    "tests.fixtures.roles",
     "tests.fixtures.commands",
     "tests.fixtures.forked_child",
 ]

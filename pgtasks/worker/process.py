@@ -20,7 +20,7 @@ from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
 from pgtasks.db.run import run
 from pgtasks.errors import ConfigurationError, PgTasksError
-from pgtasks.options import WorkerOptions, worker_name
+from pgtasks.options import WorkerOptions, check_label, worker_name
 from pgtasks.version import VERSION
 from pgtasks.worker import child
 from pgtasks.worker.children import PreforkPool, SoloPool
@@ -62,6 +62,7 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         )
     me = identity()
     name = worker_name(options.name, me.host)
+    check_label("a worker's name", name)
     queues = served_queues(app, options)
     with app.pools.connect() as connection:
         migrations.check(connection)

@@ -4,6 +4,13 @@
 -- Who may do what is in schema/roles.sql (`pgtasks migrate --roles`). Without it the schema belongs to whoever
 -- migrated, as before, and to nobody else.
 
+-- Texts for people, as the library limits them; rows from before are not looked at.
+alter table pgtasks.job add constraint job_origin_check check (length(origin) <= 200) not valid;
+alter table pgtasks.job_bundle
+    add constraint job_bundle_type_check check (length(type) <= 200) not valid,
+    add constraint job_bundle_origin_check check (length(origin) <= 200) not valid;
+alter table pgtasks.worker add constraint worker_name_check check (length(name) <= 200) not valid;
+
 -- Workers: their own row, their claims, what no worker knows.
 
 create function pgtasks.register_worker(
