@@ -104,6 +104,12 @@ def as_role(dsn: str) -> Connection:
     return psycopg.connect(dsn, autocommit=True)
 
 
+def one(connection: Connection, statement: str) -> str:
+    row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def relations(owner: Connection) -> list[str]:
     rows = owner.execute(
         "select relname from pg_class where relnamespace = 'pgtasks'::regnamespace and relkind in ('r', 'p', 'v')"
@@ -338,7 +344,7 @@ def test_a_function_with_the_owners_rights_finds_only_what_is_ours(dsns, owner, 
         try:
             session.execute(HIJACKS[attack].encode())
 
-            id = session.execute("select pgtasks.enqueue('t')::text").fetchone()
+            id = one(session, "select pgtasks.enqueue('t')::text")
             session.execute("select pgtasks.look('{default}', '{t}')")
             session.execute("select pgtasks.promote_jobs('default', 5)")
             token = "6d0f2c2e-0000-4000-8000-000000000001"
@@ -350,16 +356,16 @@ def test_a_function_with_the_owners_rights_finds_only_what_is_ours(dsns, owner, 
             finished = session.execute(
                 "select pgtasks.finish_jobs('{default}', array[%s]::uuid[], array[%s]::uuid[], '{succeeded}',"
                 " '{1}', '{null}', '{null}', '{0}', '{true}', array[%s]::uuid[])",
-                [id[0], token, token],
+                [id, token, token],
             ).fetchall()
             session.execute("select pgtasks.maintain_history(interval '7 days')")
         finally:
             session.execute("drop schema if exists evil cascade")
 
-    assert claimed == [id]
-    assert finished == [id]
+    assert claimed == [(id,)]
+    assert finished == [(id,)]
     assert owner.execute("select id::text, queue, state from pgtasks.jobs").fetchall() == [
-        (id[0], "default", "succeeded")
+        (id, "default", "succeeded")
     ]
 
 
@@ -378,7 +384,11 @@ EVIL = [
 def test_names_are_data_wherever_they_come_from(dsns, owner, name):
     app = App("evil", dsns["producer"])
     try:
-        app.send_task("t", origin=name)
+        if "\n" in name:
+            with pytest.raises(ConfigurationError, match="printable"):
+                app.send_task("t", origin=name)
+        else:
+            app.send_task("t", origin=name)
         if name == "pgtasks.job":  # a name like any other
             app.send_task("t", queue=name)
         else:
@@ -387,10 +397,9 @@ def test_names_are_data_wherever_they_come_from(dsns, owner, name):
         with pytest.raises(ConfigurationError, match="is not a name"):
             app.send_task(f"{name};")
         with as_role(dsns["producer"]) as session:
-            try:
-                session.execute("select pgtasks.enqueue('t', queue => %s)", [name])
-            except psycopg.errors.InvalidParameterValue as refused:
-                assert "is not a name" in str(refused)
+            if name != "pgtasks.job":
+                with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not a name"):
+                    session.execute("select pgtasks.enqueue('t', queue => %s)", [name])
             session.execute("select pgtasks.enqueue(%s)", [name])
             session.execute("select pgtasks.wake_channel(%s)", [name])
         with as_role(dsns["worker"]) as session:
@@ -439,14 +448,10 @@ def test_inspectors_and_admins_look(dsns, owner, group, words):
 
 
 def test_inspectors_are_told_in_one_line_that_they_change_nothing(dsns, owner):
-    id = owner.execute("select pgtasks.enqueue('t')::text").fetchone()[0]
+    id = one(owner, "select pgtasks.enqueue('t')::text")
 
-    for words in (
-        ["jobs", "cancel", id, "--force"],
-        ["jobs", "delete", id, "--force"],
-        ["purge", "-Q", "default", "-f"],
-    ):
-        result = run_cli(dsns["inspector"], *words)
+    for words in (f"jobs cancel {id} --force", f"jobs delete {id} --force", "purge -Q default -f"):
+        result = run_cli(dsns["inspector"], *words.split())
         assert result.exit_code == 1, result.output
         assert "permission denied" in result.output
         assert "Traceback" not in result.output
@@ -455,23 +460,21 @@ def test_inspectors_are_told_in_one_line_that_they_change_nothing(dsns, owner):
 def test_admins_cancel_retry_delete_and_purge(dsns, owner):
     app = App("admin", dsns["admin"])
     try:
-        one, two, three = (
-            owner.execute("select pgtasks.enqueue('t')::text").fetchone()[0] for _ in range(3)
-        )
+        first, second, third = (one(owner, "select pgtasks.enqueue('t')::text") for _ in range(3))
 
-        cancelled = app.cancel(one)
-        app.reset(one)
-        again = app.job(one).state
-        app.cancel(two)
-        deleted = app.delete(two)
+        cancelled = app.cancel(first)
+        app.reset(first)
+        again = app.job(first).state
+        app.cancel(second)
+        deleted = app.delete(second)
         purged = app.purge("default")
         gone = app.delete_finished_jobs()
     finally:
         app.close()
 
-    assert cancelled == {one: "cancelled"}
-    assert (again, deleted, purged, gone) == ("ready", [two], 2, 2)
-    assert three
+    assert cancelled == {first: "cancelled"}
+    assert (again, deleted, purged, gone) == ("ready", [second], 2, 2)
+    assert third
 
 
 def test_a_producer_may_be_given_enqueue_alone(dsns, owner):
@@ -549,7 +552,7 @@ def test_a_role_that_is_no_superuser_migrates_and_grants(server_dsn, fresh_dsn):
             with psycopg.connect(mine, autocommit=True) as migrator:
                 migrations.migrate(migrator)
                 if taken is None:
-                    with pytest.raises(DatabaseError, match="may not create roles: .*createrole"):
+                    with pytest.raises(DatabaseError, match=r"may not create roles: .*createrole"):
                         migrations.grant_roles(migrator)
                 else:
                     with pytest.raises(DatabaseError, match="as a superuser"):
