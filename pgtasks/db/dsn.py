@@ -29,13 +29,13 @@ def conninfo(dsn: str, **more: Any) -> str:
         EmbeddedError: the private server cannot be started.
     """
     address = embedded.attach(dsn) if embedded.is_embedded(dsn) else dsn
-    try:
-        said = conninfo_to_dict(address)
-    except ProgrammingError:
-        # libpq's message may quote the DSN, password and all.
+    said = _parts(address)
+    if said is None:
+        # Not within the handler: libpq's message may quote the DSN, password and all, and those that collect
+        # errors follow __context__, too.
         raise ConfigurationError(
             "the DSN is not one: expected postgresql://user@host:port/database, 'host=… dbname=…' or embedded:"
-        ) from None
+        )
     return make_conninfo(
         address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said}
     )
@@ -45,12 +45,18 @@ def describe(dsn: str) -> str:
     """Return the DSN for people: where it leads, never a password."""
     if embedded.is_embedded(dsn):
         return dsn
-    try:
-        said = conninfo_to_dict(dsn)
-    except ProgrammingError:
+    said = _parts(dsn)
+    if said is None:
         return "an unreadable DSN"
     if said.get("service"):
         return f"service={said['service']}"
     user = f"{said['user']}@" if said.get("user") else ""
     port = f":{said['port']}" if said.get("port") else ""
     return f"postgresql://{user}{said.get('host') or 'localhost'}{port}/{said.get('dbname') or ''}"
+
+
+def _parts(dsn: str) -> dict[str, Any] | None:
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except ProgrammingError:
+        return None
