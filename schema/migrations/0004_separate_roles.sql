@@ -428,7 +428,8 @@ from pgtasks.job_history;
 -- search_path, the temporary schema last: else a caller could put a table or function of his own before ours.
 -- All others (wake, archive, count_down's helpers) are called by these and need no rights of their own.
 --
--- wake_workers is not among them: it runs for every insert, so enqueuers may read who is idle, instead.
+-- wake_workers is not among them: it runs for every insert, and would cost the server 10 µs of 87 there (measured;
+-- a claim and a finish of 100 jobs: 0.7 µs of 16 a job). So enqueuers may read who is idle, instead.
 -- By name, since arguments change; a later migration that makes a function anew says this anew
 -- (tests/integration/test_roles.py knows them all).
 do $$

@@ -300,6 +300,19 @@ def test_a_password_among_the_arguments_is_refused_by_every_command(words: list[
     assert "sesame" not in result.output
 
 
+def test_arguments_and_results_are_in_no_log_line(role_workers: Workers, producer: App):
+    worker = role_workers.start(concurrency=1)
+
+    result = sample_app.describe.delay("card-4242", card="card-4243").get(timeout=20)
+    with pytest.raises(PgTasksError):
+        sample_app.bad_result.delay("card-4244").get(timeout=20)
+    worker.stop()
+
+    assert result["args"] == ["card-4242"]
+    assert "describing" in worker.log()
+    assert "card-42" not in worker.log()
+
+
 def test_signals_dump_no_password(role_workers: Workers, producer: App):
     worker = role_workers.start(concurrency=1)
 
