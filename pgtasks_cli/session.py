@@ -127,7 +127,7 @@ def keep_dsn(ctx: click.Context, param: click.Parameter, value: str | None) -> N
 
 def without_password(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Refuse a password: everybody on the machine can read a process's arguments."""
-    if value and has_password(value):
+    if value and _has_password(value):
         raise click.UsageError(
             "a password in --dsn can be read by everybody on this machine: set PGTASKS_DSN, "
             "or use a service file (--dsn service=name) or a passfile (~/.pgpass)",
@@ -136,21 +136,11 @@ def without_password(ctx: click.Context, param: click.Parameter, value: str | No
     return value
 
 
-def has_password(dsn: str) -> bool:
-    """Whether a password is in it, also in one that libpq does not understand."""
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
+def _has_password(dsn: str) -> bool:
+    from pgtasks.db.dsn import has_password
 
-    try:
-        said = conninfo_to_dict(dsn)
-    except ProgrammingError:
-        said = {}
-    return bool(
-        said.get("password")
-        or said.get("sslpassword")
-        or URL_PASSWORD.search(dsn)
-        or NAMED_PASSWORD.search(dsn)
-    )
+    # The patterns are for what libpq does not understand, and would quote in its message.
+    return bool(has_password(dsn) or URL_PASSWORD.search(dsn) or NAMED_PASSWORD.search(dsn))
 
 
 def go_to(ctx: click.Context, param: click.Parameter, value: str | None) -> None:

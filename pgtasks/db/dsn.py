@@ -55,6 +55,12 @@ def describe(dsn: str) -> str:
     return f"postgresql://{user}{said.get('host') or 'localhost'}{port}/{said.get('dbname') or ''}"
 
 
+def has_password(dsn: str) -> bool:
+    """Whether a password is in a DSN, as libpq reads it."""
+    said = None if embedded.is_embedded(dsn) else _parts(dsn)
+    return said is not None and bool(said.get("password") or said.get("sslpassword"))
+
+
 def _parts(dsn: str) -> dict[str, Any] | None:
     try:
         return dict(conninfo_to_dict(dsn))

@@ -94,7 +94,7 @@ def test_a_workers_name_is_short_and_printable(app: App):
         "insert into pgtasks.job (id, queue, task, origin) values (gen_random_uuid(), 'q', 't', repeat('o', 201))",
         "insert into pgtasks.job (id, queue, task, args) values (gen_random_uuid(), 'q', 't', repeat('x', 1048577))",
         "insert into pgtasks.job (id, queue, task) values (gen_random_uuid(), repeat('q', 64), 't')",
-        "insert into pgtasks.job_bundle (id, type, total, remaining) values (gen_random_uuid(), repeat('t', 201), 0, 0)",
+        "insert into pgtasks.job_bundle (id, type, total, remaining) select gen_random_uuid(), repeat('t', 201), 0, 0",
     ],
 )
 def test_sql_refuses_what_does_not_fit(connection: Connection, statement: str):
