@@ -308,8 +308,8 @@ def test_inspectors_see_no_arguments_and_admins_do(dsns, owner):
 
 HIJACKS = {
     "a table in a schema that is searched first": (
-        "create schema evil;"
-        "create table evil.worker (idle boolean, queues text[]);"
+        "create schema evil; grant usage on schema evil to public;"
+        "create table evil.worker (idle boolean, queues text[]); grant all on evil.worker to public;"
         "create table evil.job (id uuid, queue text, task text);"
         "set search_path = evil, pgtasks, pg_catalog"
     ),
@@ -320,7 +320,7 @@ HIJACKS = {
         "set search_path = pg_temp, pgtasks, pg_catalog"
     ),
     "functions and operators before those of pg_catalog": (
-        "create schema evil;"
+        "create schema evil; grant usage on schema evil to public;"
         "create function evil.steal() returns text language plpgsql as"
         " $$ begin raise exception 'hijacked as %', current_user; end $$;"
         "create function evil.now() returns timestamptz language plpgsql as"
