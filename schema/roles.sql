@@ -110,7 +110,7 @@ begin
                     'forget_listeners', 'maintain_history'
                 ]),
                 ('pgtasks_admin', array[
-                    'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
+                    'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
                     'reset_finished', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
                 ])
         ) as g (role, functions)

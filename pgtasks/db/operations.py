@@ -362,8 +362,12 @@ def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[
     blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
     if blocked:
         yield from _lock_bundles([row[1] for row in (*rows, *blocked)])
+        # Only these: what was held before and is not now would be locked after the bundles.
+        blocked_ids = sorted(row[0] for row in blocked)
         rows += yield Statement(
-            name="cancel_waiting", parameters={**parameters, "blocked": True}, read=list
+            name="cancel_waiting",
+            parameters={**parameters, "ids": blocked_ids, "blocked": True},
+            read=list,
         )
     yield from _count("count_down", [(row[1], True) for row in rows])
     return [row[0] for row in rows]

@@ -89,32 +89,28 @@ $$;
 
 -- Gives back what was claimed for this worker by a statement whose reply was lost: claims that it does not
 -- know of. Returns how many jobs came back, for each.
-create function pgtasks.release_lost_claims(p_worker_id bigint, p_known uuid[]) returns setof integer
+create function pgtasks.release_lost_claims(p_worker_id bigint, p_known uuid[]) returns integer
 language plpgsql as $$
 begin
-    return query
-    with lost as (
-        delete from pgtasks.claim c
-        where c.worker_id = p_worker_id and not c.token = any(p_known)
-        returning c.queue, c.token, c.job_ids
-    )
-    select pgtasks.release_jobs(l.queue, l.job_ids, array_fill(l.token, array[cardinality(l.job_ids)]), '{}')
-    from lost l;
+    return pgtasks.settle_claims(
+        array(select c.token from pgtasks.claim c where c.worker_id = p_worker_id and not c.token = any(p_known)),
+        false
+    );
 end
 $$;
 
--- Gives back what is claimed for a worker that is no longer registered.
-create function pgtasks.release_orphaned_claims() returns setof integer
+-- Gives back what is claimed for a worker that is no longer registered: a claim that was under way while its
+-- worker was declared dead. Returns how many jobs came back.
+create function pgtasks.release_orphaned_claims() returns integer
 language plpgsql as $$
 begin
-    return query
-    with orphaned as (
-        delete from pgtasks.claim c
-        where not exists (select from pgtasks.worker w where w.id = c.worker_id)
-        returning c as claim
-    )
-    select pgtasks.take_back(o.claim, '{}', 'its worker died')
-    from orphaned o;
+    return pgtasks.settle_claims(
+        array(
+            select c.token from pgtasks.claim c
+            where not exists (select from pgtasks.worker w where w.id = c.worker_id)
+        ),
+        true, '{}', 'its worker died'
+    );
 end
 $$;
 
@@ -155,7 +151,13 @@ begin
     where j.queue = p_queue
         and j.state = 'ready'
         and j.token is null
-        and j.id = any(array(select u.id from unknown u));
+        and j.id = any(array(
+            -- Not in the order of ids: so wait for nobody.
+            select l.id
+            from pgtasks.job l
+            where l.queue = p_queue and l.id = any(array(select u.id from unknown u)) and l.token is null
+            for update skip locked
+        ));
 end
 $$;
 
@@ -236,6 +238,14 @@ $$;
 
 -- Administration.
 
+-- Locks jobs that wait or run, by id: before waiting and running ones are written one after the other.
+create function pgtasks.lock_unblocked(p_ids uuid[]) returns void
+language plpgsql as $$
+begin
+    perform from pgtasks.job j where j.id = any(p_ids) and j.state <> 'blocked' order by j.id for update;
+end
+$$;
+
 -- Takes jobs out that wait, by id order; the running ones stay, and the blocked ones unless said. Their bundles
 -- are for the caller to count down.
 create function pgtasks.cancel_waiting(p_ids uuid[], p_blocked boolean, p_reason text)
@@ -269,9 +279,18 @@ $$;
 create function pgtasks.delete_finished(p_ids uuid[], p_since timestamptz) returns setof text
 language plpgsql as $$
 begin
+    -- Locked by id, as by everybody who removes from the history.
     return query
+    with locked as materialized (
+        select h.id, h.queue, h.stopped_at
+        from pgtasks.job_history h
+        where h.id = any(p_ids) and h.stopped_at >= p_since
+        order by h.id
+        for update
+    )
     delete from pgtasks.job_history h
-    where h.id = any(p_ids) and h.stopped_at >= p_since
+    using locked l
+    where h.id = l.id and h.queue = l.queue and h.stopped_at = l.stopped_at
     returning h.id::text;
 end
 $$;
@@ -284,8 +303,8 @@ language plpgsql as $$
 declare
     v_count integer;
 begin
-    delete from pgtasks.job_history h
-    where (h.id, h.queue, h.stopped_at) in (
+    -- Not in the order of ids: so none that others remove now, to wait for nobody.
+    with fit as materialized (
         select f.id, f.queue, f.stopped_at
         from pgtasks.job_history f
         where (p_states is null or f.state = any(p_states))
@@ -295,7 +314,11 @@ begin
             and (p_stopped_before is null or f.stopped_at < p_stopped_before)
             and not exists (select from pgtasks.job_bundle b where b.id = f.bundle_id and b.stopped_at is null)
         limit p_limit
-    );
+        for update of f skip locked
+    )
+    delete from pgtasks.job_history h
+    using fit f
+    where h.id = f.id and h.queue = f.queue and h.stopped_at = f.stopped_at;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -309,10 +332,17 @@ language plpgsql as $$
 #variable_conflict use_column
 begin
     return query
-    with gone as (
-        delete from pgtasks.job_history h
+    with locked as materialized (
+        select h.id, h.queue, h.stopped_at
+        from pgtasks.job_history h
         where h.id = any(p_ids) and h.stopped_at >= p_since
-        returning *
+        order by h.id
+        for update
+    ), gone as (
+        delete from pgtasks.job_history h
+        using locked l
+        where h.id = l.id and h.queue = l.queue and h.stopped_at = l.stopped_at
+        returning h.*
     ), reset as (
         insert into pgtasks.job (
             id, queue, priority, created_at, task, args, kwargs, options, origin, parent_id, root_id,
@@ -357,14 +387,27 @@ create function pgtasks.delete_bundles(p_ids uuid[]) returns setof text
 language plpgsql as $$
 begin
     return query
-    with gone as (
-        delete from pgtasks.job_bundle b
+    with stopped as materialized (
+        select b.id
+        from pgtasks.job_bundle b
         where b.id = any(p_ids) and b.stopped_at is not null
-        returning b.id
+        order by b.depth desc, b.id
+        for update
+    ), locked as materialized (
+        select h.id, h.queue, h.stopped_at
+        from pgtasks.job_history h
+        where h.bundle_id = any(array(select s.id from stopped s))
+        order by h.id
+        for update
     ), members as (
         delete from pgtasks.job_history h
-        using gone g
-        where h.bundle_id = g.id
+        using locked l
+        where h.id = l.id and h.queue = l.queue and h.stopped_at = l.stopped_at
+    ), gone as (
+        delete from pgtasks.job_bundle b
+        using stopped s
+        where b.id = s.id
+        returning b.id
     )
     select g.id::text from gone g;
 end
@@ -450,7 +493,7 @@ begin
                 'claim_jobs', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held', 'delete_claims',
                 'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known', 'forget_listeners',
                 'maintain_history',
-                'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
+                'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
                 'reset_finished', 'lock_bundles', 'delete_bundles'
             )
     loop

@@ -1,6 +1,6 @@
 -- name: lock_unblocked
 -- Locks jobs that wait or run, by id: before waiting and running ones are written one after the other.
-select from pgtasks.job where id = any(%(ids)s::uuid[]) and state <> 'blocked' order by id for update
+select pgtasks.lock_unblocked(%(ids)s::uuid[])
 
 -- name: cancel_waiting
 -- Takes jobs out that wait, by id order; the running ones stay, and the blocked ones unless said.
