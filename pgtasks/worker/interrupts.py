@@ -115,7 +115,6 @@ class CoroutineGuard(Guard):
     Args:
         serial: which job.
         loop: the loop that runs it.
-        heard: orders that it got already.
     """
 
     __slots__ = ("_heard", "_loop", "over", "raising", "task", "waiting")
