@@ -101,10 +101,11 @@ class App(Registry, Management):
 
     @dsn.setter
     def dsn(self, dsn: str | None) -> None:
-        """Name another database; what is open stays with the old one until `close`."""
+        """Name another database; what is open to the old one is closed, asynchronous pools excepted."""
         self._dsn = dsn
-        self.__dict__.pop("pools", None)
-        self.__dict__.pop("listener", None)
+        for opened in ("listener", "pools"):
+            if opened in self.__dict__:
+                self.__dict__.pop(opened).close()
 
     # Enqueue
 

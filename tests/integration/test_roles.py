@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "forget_listeners": WORKER,
     "maintain_history": WORKER,
     "cancel_waiting": ADMIN,
+    "lock_unblocked": ADMIN,
     "request_cancel": ADMIN,
     "count_down": ADMIN,
     "count_up": ADMIN,
@@ -63,8 +64,10 @@ FUNCTIONS: dict[str, set[str]] = {
     # Called by the others, or by the trigger.
     "archive": NOBODY,
     "finish_queue": NOBODY,
+    "lock_jobs": NOBODY,
     "lose_jobs": NOBODY,
     "release_waiters": NOBODY,
+    "settle_claims": NOBODY,
     "take_back": NOBODY,
     "tell_stopped": NOBODY,
     "wake": NOBODY,
@@ -73,7 +76,7 @@ FUNCTIONS: dict[str, set[str]] = {
 # As whoever calls: they touch no table of ours, or are called by a function that is the owner's.
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
-    "tell_stopped", "wake", "wake_workers",
+    "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
