@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgtasks import AsyncResult
 from pgtasks.db.embedded import TemporaryServer
 from pgtasks.ids import new_id
 from tests.chaos.conftest import Look, Scale
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.chaos
 # A sweep a second, and as long again for a machine that is busy with the test.
 CLAIMED_WITHIN = 2.0
 COPY = 12  # so many jobs at once go by COPY
+# Before the backlog, whose only purpose is that no queue ever looks empty: then all would be looked at anew.
+PRIORITY = 5
 
 Connection = psycopg.Connection[Any]
 
@@ -67,7 +70,8 @@ class Enqueuer(threading.Thread):
     def _enqueue(self, connection: Connection) -> list[str]:
         ids = [new_id() for _ in range(self._rng.choice([1, 1, 3, COPY]))]
         sample_app.app.enqueue_many(
-            (sample_app.step.s(self._ledger).set(task_id=id) for id in ids), connection=connection
+            (sample_app.step.s(self._ledger).set(task_id=id, priority=PRIORITY) for id in ids),
+            connection=connection,
         )
         return ids
 
@@ -131,24 +135,29 @@ def test_each_job_is_claimed_soon_after_its_commit_and_never_before(
     measured: Measured,
     listen: bool,
 ) -> None:
-    """While others enqueue fast, so that the cursors run far ahead of what commits late."""
+    """Others enqueue fast, so that the cursors run far ahead of what commits late."""
     both = [workers.start(concurrency=2, name=f"w{n}", listen=listen) for n in range(2)]
-    fast = Producer(server.dsn, runs.path, pause=0.003)
+    fast = Producer(server.dsn, runs.path, pause=0.005, priority=PRIORITY)
+    seconds = scale.seconds(4.0, most=180.0)
+    backlog = sample_app.app.enqueue_many(
+        sample_app.step.s(runs.path, None, False, 0.01)
+        for _ in range(round(seconds * 4 * 100) + 400)
+    )
     most = scale.seconds(1.5, most=60.0)
     late = [Enqueuer(server.dsn, runs.path, random.Random(rng.random()), most) for _ in range(6)]
     fast.start()
     for one in late:
         one.start()
-    until(time.monotonic() + scale.seconds(4.0, most=180.0))
+    until(time.monotonic() + seconds)
     for one in late:
         one.stop()
     fast.stop()
-    wait_until_finished(look.open())
+    wait_until_finished(look.open(), timeout=60 + seconds)
 
     committed_at = {id: at for one in late for id, at in one.committed.items()}
     assert len(committed_at) > 20
     assert listen or sum(one.prepared for one in late) > 0
-    verdict = check(look.open(), runs, {*fast.committed, *committed_at})
+    verdict = check(look.open(), runs, {*fast.committed, *committed_at, *ids_of(backlog)})
     verdict.assert_sound()  # what was rolled back did not run: unexpected would say so
     verdict.assert_all_succeeded()
     waits = [
@@ -159,3 +168,7 @@ def test_each_job_is_claimed_soon_after_its_commit_and_never_before(
     measured("late commit, rollbacks, savepoints, COPY, 2PC: claimed after, at worst", max(waits))
     assert max(waits) <= CLAIMED_WITHIN
     assert [worker.stop() for worker in both] == [0, 0]
+
+
+def ids_of(results: list[AsyncResult[Any]]) -> set[str]:
+    return {result.id for result in results}

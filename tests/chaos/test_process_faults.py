@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from pgtasks import JobState
+from pgtasks import JobState, Task
 from pgtasks.db.embedded import TemporaryServer
 from tests.chaos.conftest import Look, Scale
 from tests.fixtures import sample_app
@@ -234,6 +234,40 @@ def test_parent_that_stands_still_is_replaced_and_overwrites_nothing(
     ends = connection.execute("select count(*) from pgtasks.job_history").fetchone()
     assert ends == (1,)
     assert [worker.stop() for worker in (frozen, other)] == [0, 0]
+
+
+@pytest.mark.parametrize("task", [sample_app.step, sample_app.retry_at_gate], ids=["end", "retry"])
+def test_late_outcome_of_a_frozen_parent_does_not_touch_the_run_of_another(
+    workers: Workers, runs: Runs, gate: Gate, look: Look, task: Task
+) -> None:
+    frozen = workers.start(concurrency=1, beat=0.2, lease=1.0)
+    job = task.delay(runs.path, str(gate))
+    wait_until_begun(runs, job.id)
+
+    frozen.signal(signal.SIGSTOP)
+    try:
+        gate.open()
+        eventually(
+            partial(_has_ended, runs, job.id)
+        )  # its child said so, to a parent that does not listen
+        gate.close()
+        other = workers.start(concurrency=1, beat=0.2, lease=1.0, name="other")
+        wait_until_begun(runs, job.id, times=2)
+        holder = look.one("select token::text from pgtasks.job")
+    finally:
+        frozen.signal(signal.SIGCONT)
+    frozen.said("job.late")
+
+    assert look.one("select token::text from pgtasks.job") == holder
+    assert job.job().state is JobState.RUNNING
+    gate.open()
+    wait_until_finished(look.open(), 1)
+    assert "job.late" not in other.log()
+    assert [worker.stop() for worker in (frozen, other)] == [0, 0]
+
+
+def _has_ended(runs: Runs, id: str) -> None:
+    assert runs.of(id)[0].ended
 
 
 def test_frozen_parent_starts_nothing_when_it_goes_on_after_its_lease(
