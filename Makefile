@@ -20,10 +20,10 @@ demo: $(STAMP) ## see it work: a private PostgreSQL, a worker, a few jobs
 test: $(STAMP) ## the quick suite: everything but chaos and slow
 	@$(BIN)/python -m pytest -n 2 -m "not chaos and not slow"
 
-chaos: $(STAMP) ## kill -9, cut connections, restarted servers, full disks; and slow tests: 90 s
+chaos: $(STAMP) ## kill -9, cut connections, restarted servers, full disks; and slow tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "(chaos or slow) and not long"
 
-chaos-long: $(STAMP) ## the same, larger (PGTASKS_CHAOS_SCALE=20), and what waits for real time-outs: 30 min
+chaos-long: $(STAMP) ## the same, larger (PGTASKS_CHAOS_SCALE=20), and what waits for real time-outs
 	@PGTASKS_CHAOS_SCALE=$${PGTASKS_CHAOS_SCALE:-20} $(BIN)/python -m pytest -n 2 --dist loadfile \
 		-o faulthandler_timeout=900 -m chaos
 

@@ -71,7 +71,7 @@ def test_descriptors_memory_and_sessions_stay_flat_over_many_dead_children(
     workers: Workers, runs: Runs, look: Look, scale: Scale, measured: Measured
 ) -> None:
     worker = workers.start(concurrency=4)
-    warm = 30
+    warm = 15
     parent = psutil.Process(worker.pid)
 
     def kill_some(number: int) -> None:
@@ -89,7 +89,7 @@ def test_descriptors_memory_and_sessions_stay_flat_over_many_dead_children(
 
     kill_some(warm)
     fds, sessions, memory = cost()
-    kills = scale(60, most=10_000)
+    kills = scale(40, most=10_000)
     kill_some(kills)
     fds_after, sessions_after, memory_after = cost()
 
@@ -154,7 +154,7 @@ def test_children_that_are_replaced_after_a_few_jobs_leave_nothing_behind(
         return parent.num_fds(), parent.memory_info().rss
 
     fds, memory = recycle(20)
-    number = scale(100, most=10_000)
+    number = scale(40, most=10_000)
     fds_after, memory_after = recycle(number)
 
     found = runs.by_job()

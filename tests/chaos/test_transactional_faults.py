@@ -117,6 +117,7 @@ def test_effects_happen_once_while_wires_are_cut(
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_effects_happen_once_while_the_server_is_restarted(
     server: TemporaryServer,
     workers: Workers,
