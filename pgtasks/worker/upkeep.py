@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -222,17 +223,23 @@ class Upkeep:
     def park(self, now: float) -> None:
         """Park jobs whose task no worker knows, so that they do not stand at the head of the line."""
         self._again(self.park, now, PARK_EVERY)
+        done = partial(self._soon_if_full, self.park, now)
         for queue in self._queues:
             parameters = {"queue": queue, "limit": PARK_LIMIT, "after": PARK_AFTER}
-            self._submit("park_unknown", parameters, _nothing, now)
+            self._submit("park_unknown", parameters, done, now)
 
     def unpark(self, now: float) -> None:
         """Free parked jobs whose task this worker knows."""
         self._again(self.unpark, now, UNPARK_EVERY)
+        done = partial(self._soon_if_full, self.unpark, now)
         for queue in self._queues:
-            self._submit(
-                "unpark_known", {"queue": queue, "tasks": list(self._tasks)}, _nothing, now
-            )
+            parameters = {"queue": queue, "tasks": list(self._tasks), "limit": PARK_LIMIT}
+            self._submit("unpark_known", parameters, done, now)
+
+    def _soon_if_full(self, duty: Callable[[float], None], now: float, reply: Reply) -> None:
+        """Let a duty be done again at once, if there was more than one round could take."""
+        if isinstance(reply, list) and reply[0][0] >= PARK_LIMIT:
+            self._due[duty] = now
 
     def release_orphans(self, now: float) -> None:
         """Give back what is claimed for workers that are no longer registered."""

@@ -125,13 +125,15 @@ $$;
 
 -- Parks jobs at the head of one queue that no live worker knows and that waited longer than p_after seconds. The
 -- order and the settings force the claim index, as in look.
-create function pgtasks.park_unknown(p_queue text, p_limit integer, p_after double precision) returns void
+create function pgtasks.park_unknown(p_queue text, p_limit integer, p_after double precision) returns integer
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
 set jit = off
 as $$
+declare
+    v_count integer;
 begin
     with head as materialized (
         select j.id, j.task, j.created_at, j.token
@@ -158,15 +160,19 @@ begin
             where l.queue = p_queue and l.id = any(array(select u.id from unknown u)) and l.token is null
             for update skip locked
         ));
+    get diagnostics v_count = row_count;
+    return v_count;
 end
 $$;
 
--- Frees parked jobs of one queue whose task this worker knows.
-create function pgtasks.unpark_known(p_queue text, p_tasks text[]) returns void
+-- Frees parked jobs of one queue whose task this worker knows, at most p_limit; returns how many.
+create function pgtasks.unpark_known(p_queue text, p_tasks text[], p_limit integer) returns integer
 language plpgsql
 set enable_seqscan = off
 set jit = off
 as $$
+declare
+    v_count integer;
 begin
     update pgtasks.job j
     set state = 'ready', reason = null, seq = nextval('pgtasks.job_seq')
@@ -178,9 +184,11 @@ begin
                 and p.state = 'parked'
                 and p.reason = 'unknown task'
                 and p.task = any(p_tasks)
-            limit 1000
+            limit p_limit
             for update skip locked
         ));
+    get diagnostics v_count = row_count;
+    return v_count;
 end
 $$;
 

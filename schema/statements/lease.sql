@@ -62,12 +62,12 @@ select pgtasks.release_orphaned_claims()
 select pgtasks.maintain_history(%(keep)s::float8 * interval '1 second')
 
 -- name: park_unknown
--- Parks jobs at the head of one queue that no live worker knows and that waited long enough.
+-- Parks jobs at the head of one queue that no live worker knows and that waited long enough; returns how many.
 select pgtasks.park_unknown(%(queue)s::text, %(limit)s::integer, %(after)s::float8)
 
 -- name: unpark_known
--- Frees parked jobs of one queue whose task this worker knows.
-select pgtasks.unpark_known(%(queue)s::text, %(tasks)s::text[])
+-- Frees parked jobs of one queue whose task this worker knows, at most `limit`; returns how many.
+select pgtasks.unpark_known(%(queue)s::text, %(tasks)s::text[], %(limit)s::integer)
 
 -- name: register_listener
 -- Asks workers to tell of stopped jobs and bundles; renewed while the process waits.

@@ -109,7 +109,7 @@ def made_ready_again_by_unparking(app, worker: SimulatedWorker, held: Held) -> N
     worker.execute("park_unknown", queue="default", limit=10, after=-1.0)
     assert app.job(held.id).state is JobState.PARKED
     assert app.job(held.id).reason == "unknown task"
-    worker.execute("unpark_known", queue="default", tasks=["echo"])
+    worker.execute("unpark_known", queue="default", tasks=["echo"], limit=10)
 
 
 def made_ready_again_by_reset(app, worker: SimulatedWorker, held: Held) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtasks.worker import messages as msg
@@ -154,6 +154,7 @@ def test_neighbours_and_ends_of_the_range_leave_no_empty_gap():
     ]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(priorities, st.integers(1, 2**62)), min_size=1, max_size=50))
 def test_ranges_go_down_and_leave_no_priority_out(places: list[tuple[int, int]]):
     intake = make_intake()

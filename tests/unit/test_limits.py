@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgtasks.worker.limits import CANCEL_GRACE, Limits, Reason, Verdict
@@ -197,6 +197,7 @@ def test_what_a_slate_says_of_others_is_nothing_to_us():
 moments = st.lists(st.floats(0, 30, allow_nan=False), min_size=1, max_size=30)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.one_of(st.none(), st.floats(0.1, 4)),
     st.one_of(st.none(), st.floats(4.1, 9)),

@@ -692,10 +692,13 @@ class World:
     def _note_cancel(
         self, cancel: Mapping[str, frozenset[str]], interrupt: Mapping[str, frozenset[str]]
     ) -> None:
+        given_back = {(held.token, held.row.id) for held in self.ledger.outbox.to_release}
         for (token, id), claimed in self.claimed.items():
             if id not in cancel.get(token, ()):
                 continue
-            if claimed.place in (*UNSENT, Place.OVER_LIMIT):
+            if (token, id) in given_back:  # it waited too long: the database will cancel it
+                claimed.place = Place.RETURNING
+            elif claimed.place in (*UNSENT, Place.OVER_LIMIT):
                 claimed.place, claimed.kind = Place.ENDED, "cancelled"
             elif claimed.place is Place.PIPE:
                 claimed.cancelled = True
