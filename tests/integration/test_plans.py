@@ -236,7 +236,7 @@ def test_giving_jobs_back_finds_them_by_id(connection, plans, worker):
 
     for release_jobs in (worker.release, worker.crash):
         batches = [worker.claim(limit=4, tasks=["echo"]) for _ in range(EXECUTIONS)]
-        check(plans.of(lambda: release_jobs(batches.pop())), BY_ID)  # noqa: B023
+        check(plans.of(lambda: release_jobs(batches.pop())), BY_ID, BY_TOKEN)  # noqa: B023
 
 
 def test_a_look_up_by_id_reads_only_the_partitions_since_the_id_was_made(app, connection, plans):
