@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from psycopg import ProgrammingError
@@ -36,6 +37,10 @@ def conninfo(dsn: str, **more: Any) -> str:
         raise ConfigurationError(
             "the DSN is not one: expected postgresql://user@host:port/database, 'host=… dbname=…' or embedded:"
         )
+    if _is_misread(address, said):
+        raise ConfigurationError(
+            "the DSN is not what it seems: in the user and the password of a URL write %40 for @, %2F for /, %3F for ?"
+        )
     return make_conninfo(
         address, **{key: value for key, value in {**DEFAULTS, **more}.items() if key not in said}
     )
@@ -46,7 +51,7 @@ def describe(dsn: str) -> str:
     if embedded.is_embedded(dsn):
         return dsn
     said = _parts(dsn)
-    if said is None:
+    if said is None or _is_misread(dsn, said):
         return "an unreadable DSN"
     if said.get("service"):
         return f"service={said['service']}"
@@ -56,9 +61,23 @@ def describe(dsn: str) -> str:
 
 
 def has_password(dsn: str) -> bool:
-    """Whether a password is in a DSN, as libpq reads it."""
+    """Whether a password is in a DSN, as libpq reads it, or in part where libpq reads no password."""
     said = None if embedded.is_embedded(dsn) else _parts(dsn)
-    return said is not None and bool(said.get("password") or said.get("sslpassword"))
+    if said is None:
+        return False
+    return bool(said.get("password") or said.get("sslpassword")) or _is_misread(dsn, said)
+
+
+def _is_misread(dsn: str, said: Mapping[str, Any]) -> bool:
+    """Whether part of a password stands where libpq reads, and quotes, a host, a port or a database.
+
+    In ``postgresql://ann:se@cret@host/db`` the host would be ``cret@host``.
+    """
+    if "://" not in dsn:
+        return False
+    server, _, database = dsn.partition("://")[2].partition("?")[0].partition("/")
+    ports = str(said.get("port") or "0").split(",")
+    return server.count("@") > 1 or "@" in database or not all(map(str.isdecimal, ports))
 
 
 def _parts(dsn: str) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from pgtasks import App, AsyncResult, GroupResult, PgTasksError, TaskFailedError, group
+from pgtasks.db.dsn import describe
 from pgtasks.db.statements import library
 from pgtasks_cli.root import cli
 from tests.fixtures import sample_app
@@ -253,6 +254,12 @@ UNUSABLE = [
     "password={} bogus=1",
     "u:{}@h/db",
     "postgresql+psycopg://u:{}@h/db",
+    # Not escaped, so that libpq reads part of it as the host, the port or the database.
+    "postgresql://u:x@{}@127.0.0.1/db",
+    "postgresql://u:x/{}@127.0.0.1/db",
+    "postgresql://u:12/{}@127.0.0.1/db",
+    "postgresql://u:{}/x@127.0.0.1/db",
+    "postgresql://u:x?{}@127.0.0.1/db",
 ]
 
 
@@ -280,6 +287,15 @@ def test_an_unusable_dsn_is_refused_without_its_password(dsn: str):
     assert not [text for text in shown if secret in text]
 
 
+def test_a_url_may_have_an_escaped_password_many_hosts_and_options():
+    said = "postgresql://ann:a%40b%2Fc%3Fd@one:5432,two:5433/db?options=-csearch_path%3Dx@y"
+
+    assert describe(said) == "postgresql://ann@one,two:5432,5433/db"
+    assert describe("postgresql://ann@/db?host=@socket") == "postgresql://ann@@socket/db"
+    assert describe("postgresql://[::1]:5432/db") == "postgresql://::1:5432/db"
+    assert describe("postgresql:///db") == "postgresql://localhost/db"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -290,6 +306,7 @@ def test_an_unusable_dsn_is_refused_without_its_password(dsn: str):
         ["worker", "--dsn", "postgresql://u:sesame-4711@h/db"],
         ["bench", "--dsn", "postgresql://u:sesame-4711@h/db"],
         ["demo", "--dsn", "postgresql://u:sesame-4711@h/db"],
+        ["status", "--dsn", "postgresql://u:12/sesame-4711@h/db"],
     ],
 )
 def test_a_password_among_the_arguments_is_refused_by_every_command(words: list[str]):
