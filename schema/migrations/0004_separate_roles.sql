@@ -4,12 +4,18 @@
 -- Who may do what is in schema/roles.sql (`pgtasks migrate --roles`). Without it the schema belongs to whoever
 -- migrated, as before, and to nobody else.
 
--- Texts for people, as the library limits them; rows from before are not looked at.
-alter table pgtasks.job add constraint job_origin_check check (length(origin) <= 200) not valid;
+-- Texts for people, as the library limits them. What is longer is cut first: a constraint that is not valid holds for
+-- each update, so that one old job would refuse every claim of its queue.
+update pgtasks.job set origin = left(origin, 200) where length(origin) > 200;
+update pgtasks.job_bundle
+set type = left(type, 200), origin = left(origin, 200)
+where length(type) > 200 or length(origin) > 200;
+update pgtasks.worker set name = left(name, 200) where length(name) > 200;
+alter table pgtasks.job add constraint job_origin_check check (length(origin) <= 200);
 alter table pgtasks.job_bundle
-    add constraint job_bundle_type_check check (length(type) <= 200) not valid,
-    add constraint job_bundle_origin_check check (length(origin) <= 200) not valid;
-alter table pgtasks.worker add constraint worker_name_check check (length(name) <= 200) not valid;
+    add constraint job_bundle_type_check check (length(type) <= 200),
+    add constraint job_bundle_origin_check check (length(origin) <= 200);
+alter table pgtasks.worker add constraint worker_name_check check (length(name) <= 200);
 
 -- Workers: their own row, their claims, what no worker knows.
 

@@ -9,6 +9,7 @@ import pytest
 
 from pgtasks import App, SchemaError
 from pgtasks.db import migrations
+from tests.fixtures.simulated_worker import SimulatedWorker
 
 VERSIONS = [migration.version for migration in migrations.known()]
 LATEST = VERSIONS[-1]
@@ -161,3 +162,24 @@ async def test_an_app_migrates_its_database_both_ways(fresh_dsn):
     assert app.migrate() == []
     assert (await app.astatus()).bundles == {"running": 0, "succeeded": 0, "failed": 0}
     await app.aclose()
+
+
+def test_texts_that_are_too_long_today_do_not_block_what_was_enqueued_before(fresh, monkeypatch):
+    everything = migrations.known()
+    monkeypatch.setattr(migrations, "known", lambda: everything[:3])
+    migrations.migrate(fresh)
+    fresh.execute(
+        "insert into pgtasks.job (id, queue, task, origin)"
+        " values (gen_random_uuid(), 'default', 't', repeat('x', 201)), (gen_random_uuid(), 'default', 't', 'fine')"
+    )
+    fresh.execute(
+        "insert into pgtasks.job_bundle (id, type, origin, total, remaining)"
+        " values (gen_random_uuid(), repeat('x', 201), repeat('x', 201), 1, 1)"
+    )
+    monkeypatch.setattr(migrations, "known", lambda: everything)
+
+    migrations.migrate(fresh)
+
+    assert len(SimulatedWorker(fresh).claim()) == 2
+    lengths = "select length(type), length(origin) from pgtasks.job_bundle"
+    assert fresh.execute(lengths).fetchone() == (200, 200)
