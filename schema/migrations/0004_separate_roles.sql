@@ -481,6 +481,71 @@ select
     end as error
 from pgtasks.job_history;
 
+-- Enqueues a job from any client: a trigger, psql, another language. A name that workers published
+-- brings its queue and priority. Returns the job's id.
+--
+-- Sizes are looked at here, too: where a constraint of the table fails, the error quotes the row, arguments and all.
+create or replace function pgtasks.enqueue(
+    task text,
+    kwargs json default '{}',
+    args json default '[]',
+    queue text default null,
+    priority integer default null,
+    start_at timestamptz default null,
+    expires_at timestamptz default null,
+    origin text default null,
+    id uuid default null,
+    options jsonb default null
+) returns uuid
+language plpgsql as $$
+#variable_conflict use_variable
+declare
+    v_id uuid := coalesce(id, pgtasks.new_id());
+    v_queue text;
+    v_priority integer;
+begin
+    if json_typeof(kwargs) is distinct from 'object' then
+        raise exception 'kwargs is a JSON object, not %: write {"name": value}', coalesce(json_typeof(kwargs), 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if json_typeof(args) is distinct from 'array' then
+        raise exception 'args is a JSON array, not %: write [value]', coalesce(json_typeof(args), 'null')
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if task !~ '^[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}$' then
+        raise exception 'task % is not a name: use letters, digits, _ . - : / < >, at most 200',
+            quote_literal(left(task, 200))
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if greatest(octet_length(args::text), octet_length(kwargs::text)) > 1048576 then
+        raise exception 'args has % bytes of JSON and kwargs %, expected at most 1048576: store it elsewhere and pass a reference',
+            octet_length(args::text), octet_length(kwargs::text)
+            using errcode = 'check_violation';
+    end if;
+    if length(origin) > 200 then
+        raise exception 'origin has % characters, expected at most 200', length(origin)
+            using errcode = 'check_violation';
+    end if;
+    if length(options::text) > 4000 then
+        raise exception 'options has % characters, expected at most 4000', length(options::text)
+            using errcode = 'check_violation';
+    end if;
+    select t.queue, t.priority into v_queue, v_priority from pgtasks.task t where t.name = task;
+    v_queue := coalesce(queue, v_queue, 'default');
+    if v_queue !~ '^[A-Za-z_][A-Za-z0-9_.-]{0,62}$' then
+        raise exception 'queue % is not a name: use letters, digits, _ . -, at most 63', quote_literal(v_queue)
+            using errcode = 'invalid_parameter_value';
+    end if;
+    insert into pgtasks.job as j (id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin)
+    values (
+        v_id, v_queue, coalesce(priority, v_priority, 0),
+        case when start_at > now() then 'scheduled' else 'ready' end,
+        start_at, expires_at, task, args::text, kwargs::text, options, origin
+    );
+    return v_id;
+end
+$$;
+
 -- Functions that clients call run with the owner's rights, whatever their callers may do. Each pins its
 -- search_path, the temporary schema last: else a caller could put a table or function of his own before ours.
 -- All others (wake, archive, count_down's helpers) are called by these and need no rights of their own.

@@ -401,9 +401,14 @@ def test_names_are_data_wherever_they_come_from(dsns, owner, name):
             app.send_task(f"{name};")
         with as_role(dsns["producer"]) as session:
             if name != "pgtasks.job":
-                with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not a name"):
-                    session.execute("select pgtasks.enqueue('t', queue => %s)", [name])
-            session.execute("select pgtasks.enqueue(%s)", [name])
+                for said in ("'t', queue => %s", "task => %s"):
+                    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is not a name"):
+                        session.execute(f"select pgtasks.enqueue({said})".encode(), [name])
+            # A table takes any name, and rows may come from anybody.
+            session.execute(
+                "insert into pgtasks.job (id, queue, task) values (gen_random_uuid(), %s, %s)",
+                [name, name],
+            )
             session.execute("select pgtasks.wake_channel(%s)", [name])
         with as_role(dsns["worker"]) as session:
             session.execute("select pgtasks.look(array[%s], array[%s])", [name, name])

@@ -93,6 +93,10 @@ def test_what_is_published_again_replaces_what_was(connection, worker):
         ("'t', queue => ''", "queue '' is not a name"),
         ("'t', queue => repeat('q', 64)", "is not a name"),
         ("'t', queue => E'a\\n'", "is not a name"),
+        ("''", "task '' is not a name"),
+        ("repeat('t', 201)", "task 't+' is not a name"),
+        ("'no spaces'", "task 'no spaces' is not a name"),
+        ("E't\\n'", "is not a name"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_refused_with_words(app, connection, arguments, message):
@@ -107,8 +111,6 @@ def test_arguments_of_the_wrong_kind_are_refused_with_words(app, connection, arg
     [
         ("'t', '{'", errors.InvalidTextRepresentation),
         ("'t', '{\"a\": NaN}'", errors.InvalidTextRepresentation),
-        ("''", errors.CheckViolation),
-        ("repeat('t', 201)", errors.CheckViolation),
         ("null", errors.NotNullViolation),
         ("'t', id => 'seven'", errors.InvalidTextRepresentation),
         ("'t', '{}', '[\"' || repeat('x', 1048576) || '\"]'", errors.UndefinedFunction),
@@ -120,6 +122,40 @@ def test_what_is_no_job_at_all_is_refused_too(app, connection, arguments, error)
         enqueue(connection, arguments)
 
     assert app.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "'t', '{}', ('[\"' || repeat('x', 1048573) || '\"]')::json",
+            "args has 1048577 bytes of JSON and kwargs 2, expected at most 1048576",
+        ),
+        (
+            "'t', ('{\"a\":\"' || repeat('x', 1048569) || '\"}')::json",
+            "and kwargs 1048577, expected",
+        ),
+        ("'t', origin => repeat('x', 201)", "origin has 201 characters, expected at most 200"),
+        (
+            "'t', options => jsonb_build_object('a', repeat('x', 4000))",
+            "options has 4009 characters",
+        ),
+    ],
+)
+def test_what_is_too_large_is_refused_with_its_size_and_without_its_content(
+    app, connection, arguments, message
+):
+    with pytest.raises(errors.CheckViolation, match=message) as refused:
+        enqueue(connection, arguments)
+
+    assert "xxxx" not in f"{refused.value} {refused.value.diag.message_detail}"
+    assert app.jobs() == []
+
+
+def test_what_is_just_small_enough_is_taken(connection):
+    enqueue(connection, "'t', '{}', ('[\"' || repeat('x', 1048572) || '\"]')::json")
+
+    assert connection.execute("select octet_length(args) from pgtasks.job").fetchone() == (1048576,)
 
 
 def test_an_id_that_exists_is_refused(connection):
