@@ -260,7 +260,7 @@ class Writer(threading.Thread):
         self.execute("park_unknown", queue=self.chance.choice(QUEUES), limit=10, after=-1.0)
 
     def unpark(self) -> None:
-        self.execute("unpark_known", queue=self.chance.choice(QUEUES), tasks=["echo", MORTAL])
+        self.execute("unpark_known", queue=self.chance.choice(QUEUES), tasks=["echo", MORTAL], limit=1000)
 
 
 def look(connection: psycopg.Connection[Any]) -> None:
@@ -282,7 +282,7 @@ def bring_to_an_end(connection: psycopg.Connection[Any], storm: Storm) -> None:
     for _ in range(20):
         for queue in QUEUES:
             last.execute("promote_jobs", queue=queue, limit=1000)
-            last.execute("unpark_known", queue=queue, tasks=["echo", MORTAL])
+            last.execute("unpark_known", queue=queue, tasks=["echo", MORTAL], limit=1000)
             last.run_all(queue)
 
 

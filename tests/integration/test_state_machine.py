@@ -494,7 +494,7 @@ class DatabaseMachine(RuleBasedStateMachine):
             for job in self.model.live()
             if (job.state, job.queue) == ("parked", queue) and job.task in knows
         )
-        self.execute("unpark_known", queue=queue, tasks=knows)
+        self.execute("unpark_known", queue=queue, tasks=knows, limit=1000)
 
     # Operators
 
