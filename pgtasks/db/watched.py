@@ -13,9 +13,9 @@ from typing import Any
 
 import psycopg
 
-REPLY_TIMEOUT = 30.0  # seconds without anything from the server
+REPLY_TIMEOUT = 20.0  # seconds without anything from the server
 # On the server. Of what callers do here (a COPY of 100,000 jobs takes about 2 s), nothing comes near.
-STATEMENT_TIMEOUT = "25s"
+STATEMENT_TIMEOUT = "15s"
 LOCK_TIMEOUT = "10s"
 
 SETTINGS = f"set statement_timeout = '{STATEMENT_TIMEOUT}'; set lock_timeout = '{LOCK_TIMEOUT}'"
