@@ -326,6 +326,7 @@ def cancel_jobs(
 
     Without ``terminate`` a running job goes on: a success still counts, a retry does not.
     """
+    blocked = yield from _blocked(ids)
     yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
     # What runs comes first: it is locked before any bundle.
     requested: list[str] = yield Statement(
@@ -333,7 +334,7 @@ def cancel_jobs(
         parameters={"ids": sorted(ids), "terminate": terminate},
         read=_first_column,
     )
-    cancelled = yield from cancel_waiting_jobs(ids, reason)
+    cancelled = yield from _cancel_waiting(ids, blocked, reason)
     answer: dict[str, Literal["cancelled", "requested"]] = dict.fromkeys(requested, "requested")
     answer.update(dict.fromkeys(cancelled, "cancelled"))
     return answer
@@ -351,15 +352,23 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 
 
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
-    """Cancel what waits among these, and return which.
+    """Cancel what waits among these, and return which."""
+    blocked = yield from _blocked(ids)
+    return (yield from _cancel_waiting(ids, blocked, reason))
 
-    Locks in the order of every other writer: unblocked jobs, bundles deepest first, blocked jobs.
-    """
+
+def _blocked(ids: Sequence[str]) -> Steps[Rows]:
+    """Read which jobs wait for a bundle; before all else, so that one that is unblocked now is not missed."""
+    blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
+    return blocked
+
+
+def _cancel_waiting(ids: Sequence[str], blocked: Rows, reason: str) -> Steps[list[str]]:
+    """Lock in the order of every other writer: unblocked jobs, bundles deepest first, blocked jobs."""
     parameters = {"ids": sorted(ids), "reason": reason}
     rows: list[Row] = yield Statement(
         name="cancel_waiting", parameters={**parameters, "blocked": False}, read=list
     )
-    blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
     if blocked:
         yield from _lock_bundles([row[1] for row in (*rows, *blocked)])
         # Only these: what was held before and is not now would be locked after the bundles.

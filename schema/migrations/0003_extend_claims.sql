@@ -78,6 +78,34 @@ begin
 end
 $$;
 
+-- The bundles that may be counted when members of these are counted out: those around them, and those of the
+-- jobs that wait for any of them, since such a job may leave. Who counts locks them all first, in order: one that
+-- is met only when a job leaves would be locked after blocked jobs, against who cancels these.
+create function pgtasks.reached_bundles(p_ids uuid[]) returns uuid[]
+language plpgsql
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+    return array(
+        with recursive reached as (
+            select i.id from unnest(p_ids) as i (id)
+            union
+            select n.id
+            from reached r
+            cross join lateral (
+                select b.parent_id from pgtasks.job_bundle b where b.id = r.id and b.parent_id is not null
+                union all
+                select j.bundle_id
+                from pgtasks.job j
+                where j.state = 'blocked' and j.after_bundle_id = r.id and j.bundle_id is not null
+            ) as n (id)
+        )
+        select r.id from reached r
+    );
+end
+$$;
+
 -- Counts members out of their bundles and settles what waited for the bundles that stop.
 --
 -- Bundles are locked deepest first and by id, blocked jobs after them by id: the order of every
@@ -98,6 +126,18 @@ declare
     v_round_stopped uuid[];
     v_stopped uuid[] := '{}';
 begin
+    -- Seldom: usually what waits for a bundle is a member of none.
+    if exists (
+        select
+        from pgtasks.job j
+        where j.state = 'blocked' and j.after_bundle_id = any(p_bundle_ids) and j.bundle_id is not null
+    ) then
+        perform from pgtasks.job_bundle b
+        where b.id = any(pgtasks.reached_bundles(p_bundle_ids))
+        order by b.depth desc, b.id
+        for update;
+    end if;
+
     loop
         v_round_stopped := '{}';
         loop
@@ -332,14 +372,7 @@ begin
 
     if v_bundle_ids is not null then
         perform from pgtasks.job_bundle b
-        where b.id = any(array(
-            with recursive family as (
-                select i.id, i.parent_id from pgtasks.job_bundle i where i.id = any(v_bundle_ids)
-                union
-                select o.id, o.parent_id from pgtasks.job_bundle o join family f on o.id = f.parent_id
-            )
-            select f.id from family f
-        ))
+        where b.id = any(pgtasks.reached_bundles(v_bundle_ids))
         order by b.depth desc, b.id
         for update;
     end if;

@@ -376,21 +376,16 @@ begin
 end
 $$;
 
--- Locks bundles and those around them, deepest first, by id: who adds, resets or removes members does this
+-- Locks bundles and those that may be counted with them, deepest first, by id: who adds, resets or removes members does this
 -- before touching blocked jobs.
 create function pgtasks.lock_bundles(p_ids uuid[]) returns table (id text, stopped boolean)
 language plpgsql as $$
 #variable_conflict use_column
 begin
     return query
-    with recursive family as (
-        select b.id, b.parent_id from pgtasks.job_bundle b where b.id = any(p_ids)
-        union
-        select b.id, b.parent_id from pgtasks.job_bundle b join family f on b.id = f.parent_id
-    )
     select b.id::text, b.stopped_at is not null
     from pgtasks.job_bundle b
-    where b.id = any(array(select f.id from family f))
+    where b.id = any(pgtasks.reached_bundles(p_ids))
     order by b.depth desc, b.id
     for update;
 end

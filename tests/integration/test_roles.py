@@ -65,6 +65,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "archive": NOBODY,
     "finish_queue": NOBODY,
     "lock_jobs": NOBODY,
+    "reached_bundles": NOBODY,
     "lose_jobs": NOBODY,
     "release_waiters": NOBODY,
     "settle_claims": NOBODY,
@@ -77,6 +78,7 @@ FUNCTIONS: dict[str, set[str]] = {
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
+    "reached_bundles",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
