@@ -36,6 +36,7 @@ def token(number: int) -> str:
 
 A, B, C, D = map(job_id, range(1, 5))
 INNER, OUTER, ANOTHER = map(job_id, range(101, 104))
+RAN = ("succeeded", "failed")  # what only a worker can say of a job that it holds
 OURS, THEIRS, NEXT = map(token, range(1, 4))
 
 
@@ -49,8 +50,12 @@ begin
         coalesce(new.id, old.id),
         case
             when tg_op = 'INSERT' then 'came'
+            when tg_op = 'DELETE' and old.token is null then 'left unheld'
             when tg_op = 'DELETE' then 'left'
             when old.token is null and new.token is not null then 'claimed'
+            when old.token is not null and new.token is null and exists (
+                select from pgtasks.claim c where c.token = old.token and c.at_most_once
+            ) then 'repeated'
             when old.token is not null and new.token is null then 'freed'
             when old.token <> new.token then 'stolen'
             when old.state = 'blocked' and new.state <> 'blocked' then 'unblocked'
@@ -597,7 +602,12 @@ def look(connection: Connection) -> tuple[str, str]:
     tables = read_tables(connection).tables
     assert_sound(tables)
     seen = connection.execute("select id::text, what from pgtasks.seen order by n").fetchall()
-    assert not [id for id, what in seen if what == "stolen"], seen
+    # These hold in any order, also in a serial one.
+    assert not [id for id, what in seen if what in ("stolen", "repeated")], seen
+    late = {id for id, what in seen if what == "left unheld"}
+    assert not [id for id in late if id in tables.jobs and tables.jobs[id].state in RAN], seen
+    held = {job.token for job in tables.jobs.values()}
+    assert set(tables.claims) <= held, f"claims of nothing: {set(tables.claims) - held}"
     unblocked = [id for id, what in seen if what == "unblocked"]
     assert len(unblocked) == len(set(unblocked)), seen
     inputs = connection.execute(
