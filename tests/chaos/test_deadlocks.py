@@ -260,7 +260,9 @@ class Writer(threading.Thread):
         self.execute("park_unknown", queue=self.chance.choice(QUEUES), limit=10, after=-1.0)
 
     def unpark(self) -> None:
-        self.execute("unpark_known", queue=self.chance.choice(QUEUES), tasks=["echo", MORTAL], limit=1000)
+        self.execute(
+            "unpark_known", queue=self.chance.choice(QUEUES), tasks=["echo", MORTAL], limit=1000
+        )
 
 
 def look(connection: psycopg.Connection[Any]) -> None:

@@ -216,7 +216,9 @@ def park(scene: Scene, connection: Connection) -> Steps:
 
 
 def unpark(scene: Scene, connection: Connection) -> Steps:
-    scene.by(scene.two, connection).execute("unpark_known", queue="default", tasks=["echo"], limit=1000)
+    scene.by(scene.two, connection).execute(
+        "unpark_known", queue="default", tasks=["echo"], limit=1000
+    )
     yield "unpark_known"
 
 
