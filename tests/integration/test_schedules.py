@@ -214,7 +214,7 @@ def beat(worker: int, running: Sequence[str] = ()) -> Statement[Any]:
 
 PROMOTE = statement("promote_jobs", queue="default", limit=10)
 PARK = statement("park_unknown", queue="default", limit=10, after=0.0)
-UNPARK = statement("unpark_known", queue="default", tasks=["echo", "strange"])
+UNPARK = statement("unpark_known", queue="default", tasks=["echo", "strange"], limit=1000)
 ORPHANS = statement("release_orphaned_claims")
 
 
