@@ -371,6 +371,7 @@ def test_two_calls_that_are_stopped_halfway_do_not_deadlock(dsn, pair):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pair", [*PAIRS, *OTHER_PAIRS], ids=called)
 def test_no_order_of_any_two_calls_ends_in_an_illegal_state(dsn, pair):
     with theatre(dsn) as house:

@@ -703,12 +703,14 @@ def test_two_sessions_end_as_one_after_the_other_would(stage: Stage, name: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SCENES if name not in QUICK])
 def test_any_two_sessions_end_as_one_after_the_other_would(stage: Stage, name: str) -> None:
     judge(stage, name, interruptions=1)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUICK)
 def test_two_sessions_that_interrupt_each_other_twice_end_so_too(stage: Stage, name: str) -> None:
     judge(stage, name, interruptions=2)

@@ -637,6 +637,7 @@ def test_the_database_does_what_the_model_does(connection):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_database_does_what_the_model_does_for_long(connection):
     scale = float(os.environ.get("PGTASKS_CHAOS_SCALE") or 1)
     explore(connection, examples=round(300 * scale), steps=60)
