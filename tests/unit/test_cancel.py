@@ -15,6 +15,7 @@ from pgtasks.job import NewBundle
 JOB, BUNDLE = new_id(), new_id()
 # What each statement finds: nothing waits, JOB runs and is the bundle's only member.
 FOUND = {
+    "lock_unblocked": [],
     "cancel_waiting": [],
     "get_blocked": [],
     "request_cancel": [(JOB,)],
