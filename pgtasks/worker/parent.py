@@ -44,6 +44,10 @@ RECONNECT_CAP = 2.0
 ASK_EVERY = 0.02
 # When stderr takes no more, it is tried again after so many seconds.
 ERRORS_AGAIN = 0.02
+# A signal that comes just before its receiver goes to sleep in a system call is not seen before it wakes. So the
+# signal for an order is sent again after so many seconds, so often; who has heard it does nothing.
+ORDER_AGAIN = 0.1
+ORDER_TIMES = 20
 # After the grace period, how long a database that is away is waited for, in seconds.
 GIVE_UP_AFTER = 5.0
 
@@ -111,6 +115,8 @@ class Parent:
         address = options.health_address
         self._health = HealthServer(address, self._check_health) if address else None
         self._ask_at = 0.0
+        # (child, serial) -> when its order is signalled again, and how often yet
+        self._orders: dict[tuple[int, int], tuple[float, int]] = {}
         self._asked_about: dict[int, list[int]] = {}  # child -> what it ran at the last look
         self._wake_read, self._wake_write = os.pipe()
         self._signals: list[int] = []
@@ -156,6 +162,7 @@ class Parent:
             self.perform(command, now)
         self._upkeep.run(now)
         self._ask_stuck(now)
+        self._order_again(now)
         return not self._finished(now)
 
     def stop(self) -> None:
@@ -199,6 +206,8 @@ class Parent:
         for link in (self._work, self._watch):
             if link.state is State.DOWN:
                 until = min(until, self._retry_at[link])
+        if self._orders:
+            until = min(until, min(moment for moment, _ in self._orders.values()))
         if self._some_may_be_stuck():
             until = min(until, self._ask_at)
         if any(child.unwritten for child in self.pool.children.values()):
@@ -361,6 +370,7 @@ class Parent:
                 child = self.pool.children.get(number)
                 if child is not None and child.slate.interrupt(serial, order):
                     child.ask()
+                    self._orders[number, serial] = (now + ORDER_AGAIN, ORDER_TIMES)
             case msg.Skip(number, below, serials):
                 if number in self.pool.children:
                     self.pool.children[number].slate.skip_below(below)
@@ -481,6 +491,19 @@ class Parent:
                 if asked_about.get(number) == running:  # outcomes wait behind a job that runs on
                     child.ask()
                 self._asked_about[number] = running
+
+    def _order_again(self, now: float) -> None:
+        for (number, serial), (moment, left) in list(self._orders.items()):
+            child = self.pool.children.get(number)
+            if (
+                child is None
+                or not left
+                or all(one.serial != serial for one in child.slate.running())
+            ):
+                del self._orders[number, serial]
+            elif now >= moment:
+                child.ask()
+                self._orders[number, serial] = (now + ORDER_AGAIN, left - 1)
 
     # The end
 
