@@ -9,4 +9,6 @@ insert into pgtasks.migrations (version, name, min_code_version) values (2, 'cre
 insert into pgtasks.migrations (version, name, min_code_version) values (3, 'extend_claims', 1);
 \ir migrations/0004_separate_roles.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (4, 'separate_roles', 1);
+\ir migrations/0005_tell_priorities.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (5, 'tell_priorities', 1);
 commit;

@@ -105,7 +105,8 @@ begin
                 ]),
                 ('pgtasks_worker', array[
                     'register_worker', 'publish_tasks', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
-                    'claim_jobs', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held', 'delete_claims',
+                    'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
+                    'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history'
                 ]),

@@ -16,6 +16,7 @@ import orjson
 
 from pgtasks import events
 from pgtasks.worker import messages as msg
+from pgtasks.worker.intake import MAX_SURVEYED
 from pgtasks.worker.link import Failed, Link, Reply, plain_array, text_array
 
 # How many due jobs one statement makes ready at most.
@@ -128,6 +129,8 @@ class Desk:
             else:
                 self._refused(order, reply)
 
+        if order.sweep:
+            self._survey(order, now)
         self._link.submit(
             [
                 (
@@ -152,16 +155,30 @@ class Desk:
             msg.ClaimedRow._make,
         )
 
+    def _survey(self, order: msg.Claim, now: float) -> None:
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._tell(msg.Surveyed(order.queue, dict(reply), order.lane))
+            elif isinstance(reply, Failed):  # the next sweep asks again
+                _tell_refused("Surveyed", reply)
+
+        parameters = {"queue": order.queue, "limit": MAX_SURVEYED}
+        self._link.submit([("ready_priorities", parameters)], done, now)
+
     def _look(self, command: msg.Look, now: float) -> None:
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 self.answered_at = time.monotonic()
                 found = {queue: (ready, due_in) for queue, ready, due_in in reply}
-                self._tell(msg.Looked(found, command.lane))
+                self._tell(msg.Looked(found, command.lane, self.answered_at - now))
             else:
                 self._refused(command, reply)
 
-        parameters = {"tasks": self._lanes[command.lane][0], "queues": self._queues}
+        parameters = {
+            "tasks": self._lanes[command.lane][0],
+            "queues": self._queues,
+            "hot": text_array(command.hot),
+        }
         self._link.submit([("look", parameters)], done, now)
 
     def _on_reply(

@@ -3,7 +3,9 @@
 A queue is *hot* while it may have something ready. Claims of a hot queue start at its cursors: for each
 priority the last seq that was claimed. A cursor is a hint, since seq order is not commit order; a *sweep*,
 a claim without cursors, finds what appeared behind. It comes when a queue looks empty, and about once a
-second otherwise, as long as it costs little.
+second otherwise, as long as it costs little. With each comes a *survey*, the priorities that have something
+ready: where a sweep found nothing of ours, jobs of unknown tasks may stand, and a cursor keeps every claim
+from reading them again.
 
 When no queue is hot, the worker looks at all of them with one statement, after growing pauses. Before they
 grow long it asks enqueuers for NOTIFY, and looks once more when that is committed; a worker that is busy
@@ -35,12 +37,14 @@ BUSY_CLAIMS = 50
 
 # Between two looks while busy: scheduled jobs and queues that filled up are found by these.
 LOOK_INTERVAL = 0.5
-# Between two sweeps of one queue, and how little of the time they may take.
+# Between two sweeps of one queue.
 SWEEP_INTERVAL = 1.0
-SWEEP_SHARE = 0.05
+# How much of the time sweeps may take; and looks while busy.
+SHARE = 0.05
 
 MAX_QUEUES_A_ROUND = 8
 MAX_CURSORS = 32  # a queue; priorities beyond lie in the gaps
+MAX_SURVEYED = 16  # so that those of a survey do not drive out the others
 
 Question = Look | Claim | Promote | SetIdle
 
@@ -77,6 +81,8 @@ class Intake:
         self.poll = FIRST_POLL
         self.idle = False
         self.next_look = now
+        # queue -> priorities with something ready -> the last seq there
+        self._surveyed: dict[str, Mapping[int, int]] = {}
         self._next_sweep: dict[str, float] = {}
         self._sweep_allowed: dict[str, float] = {}  # before that it would cost too much
         self._busy_since = now
@@ -94,6 +100,7 @@ class Intake:
         self.claiming, self._looking, self._setting_idle = 0, False, False
         self._promoting.clear()
         self.cursors.clear()
+        self._surveyed.clear()
         self._next_sweep.clear()
         self.idle = False
         self._look_soon(now)
@@ -108,10 +115,10 @@ class Intake:
         """Take note of the answer to a claim, which took ``cost`` seconds."""
         self.claiming -= 1
         if order.sweep:
-            self._sweep_allowed[order.queue] = now + cost / SWEEP_SHARE
-            self._next_sweep[order.queue] = now + max(SWEEP_INTERVAL, cost / SWEEP_SHARE)
+            self._sweep_allowed[order.queue] = now + cost / SHARE
+            self._next_sweep[order.queue] = now + max(SWEEP_INTERVAL, cost / SHARE)
+        self._advance(order, rows)
         if rows:
-            self._advance(order, rows)
             self._count_claim(now)
             self.poll = FIRST_POLL
         else:  # what a look sees may be locked, or lie behind the cursor
@@ -123,8 +130,17 @@ class Intake:
             else:
                 self._next_sweep[order.queue] = now  # it looks empty: sweep before saying so
 
-    def looked(self, found: Mapping[str, tuple[bool, float | None]], now: float) -> None:
-        """Take note of what a look found: queue -> (something is ready, seconds until the next is due)."""
+    def surveyed(self, queue: str, priorities: Mapping[int, int]) -> None:
+        """Take note of which priorities have something ready just before a sweep, and the last seq of each."""
+        self._surveyed[queue] = priorities
+
+    def looked(
+        self, found: Mapping[str, tuple[bool | None, float | None]], cost: float, now: float
+    ) -> None:
+        """Take note of what a look found: queue -> (something is ready, seconds until the next is due).
+
+        It was not asked whether something is ready (None) where that was sure.
+        """
         self._looking = False
         for queue, (ready, due_in) in found.items():
             if ready and queue not in self.hot:
@@ -137,8 +153,9 @@ class Intake:
                 self.due.pop(queue, None)
             else:
                 self.due[queue] = now + due_in
-        if self.hot:
-            self.next_look = now + LOOK_INTERVAL
+        cooled = any(ready is None and queue not in self.hot for queue, (ready, _) in found.items())
+        if self.hot and not cooled:
+            self.next_look = now + max(LOOK_INTERVAL, min(cost / SHARE, self._poll_interval))
         else:
             self.poll = min(self.poll * POLL_GROWTH, self._poll_interval)
             self.next_look = now + self.poll
@@ -190,7 +207,7 @@ class Intake:
             yield from self._claims(want, now)
         if not self._looking and now >= self.next_look:
             self._looking = True
-            yield Look(self._lane)
+            yield Look(self._lane, tuple(self.hot))
         if self._listen and not self._lane and not self._setting_idle:
             busy = self._busy_claims >= BUSY_CLAIMS and now - self._busy_since <= 1.0
             if not self.idle and not busy and self.poll >= IDLE_POLL and not self.hot:
@@ -247,6 +264,12 @@ class Intake:
         stopped_short = order.sweep and len(rows) >= order.limit
         for priority, seq in newest.items():
             cursors[priority] = seq if stopped_short else max(seq, cursors.get(priority, 0))
+        if order.sweep:
+            # What it passed and left there is not ours, or runs: it need not be read again.
+            lowest = min(newest) if stopped_short else LOWEST - 1
+            for priority, seq in self._surveyed.pop(order.queue, {}).items():
+                if priority > lowest:
+                    cursors[priority] = max(seq, cursors.get(priority, 0))
         while len(cursors) > MAX_CURSORS:
             del cursors[min(cursors)]
 

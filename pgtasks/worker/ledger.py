@@ -72,6 +72,7 @@ from pgtasks.worker.messages import (
     Skip,
     Spawn,
     StopAsked,
+    Surveyed,
     TaskFacts,
     Tell,
     Trust,
@@ -163,8 +164,10 @@ class Ledger:
                 self._written(event)
             case Unwritten():
                 self.outbox.unwritten(event, now)
-            case Looked(queues, number):
-                self.lanes[number].intake.looked(queues, now)
+            case Looked(queues, number, cost):
+                self.lanes[number].intake.looked(queues, cost, now)
+            case Surveyed(queue, priorities, number):
+                self.lanes[number].intake.surveyed(queue, priorities)
             case Promoted(queue):
                 self.lanes[0].intake.promoted(queue, now)
                 for lane in self.lanes[1:]:

@@ -118,10 +118,11 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a look found: queue -> (something is ready, seconds until the next is due or None)."""
+    """What a look found: queue -> (something is ready, seconds until the next is due), or None; cost in seconds."""
 
-    queues: Mapping[str, tuple[bool, float | None]]
+    queues: Mapping[str, tuple[bool | None, float | None]]
     lane: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,15 @@ class Claimed:
     token: str
     rows: Sequence[ClaimedRow]
     cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """Of which priorities a queue has something ready just before a sweep, and the last seq of each."""
+
+    queue: str
+    priorities: Mapping[int, int]
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +298,7 @@ Event = (
     Connected
     | Disconnected
     | Looked
+    | Surveyed
     | Claimed
     | Promoted
     | IdleSet
@@ -316,9 +327,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ask which queues have something ready or due, of one lane."""
+    """Ask which queues have something ready or due, of one lane; of the hot ones only what is due."""
 
     lane: int = 0
+    hot: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,14 @@ from pgtasks.claim_jobs(
     %(token)s::uuid, %(worker_id)s::bigint, %(at_most_once)s::boolean
 )
 
+-- name: ready_priorities
+-- Says of which priorities one queue has something ready, highest first, at most `limit`, and their last seq. Reads only.
+select priority, last_seq from pgtasks.ready_priorities(%(queue)s::text, %(limit)s::integer)
+
 -- name: look
--- Says of each queue whether a job is ready, and in how many seconds the next scheduled one is due. Reads only.
-select queue, ready, due_in from pgtasks.look(%(queues)s::text[], %(tasks)s::text[])
+-- Says of each queue whether a job is ready (null for the hot ones), and in how many seconds the next scheduled one
+-- is due. Reads only.
+select queue, ready, due_in from pgtasks.look(%(queues)s::text[], %(tasks)s::text[], %(hot)s::text[])
 
 -- name: promote_jobs
 -- Makes due jobs of one queue ready, at most `limit`.

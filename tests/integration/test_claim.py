@@ -230,7 +230,7 @@ def test_a_look_says_where_something_is_ready_and_when_the_next_is_due(app, echo
     worker.claim("running")
 
     queues = ["ready", "later", "unknown", "running", "empty"]
-    rows = worker.execute("look", queues=queues, tasks=["echo"])
+    rows = worker.execute("look", queues=queues, tasks=["echo"], hot=[])
 
     looks = {queue: (ready, due) for queue, ready, due in rows}
     assert looks["ready"] == (True, None)
@@ -240,10 +240,40 @@ def test_a_look_says_where_something_is_ready_and_when_the_next_is_due(app, echo
     assert looks["empty"] == (False, None)
 
 
+def test_a_look_does_not_look_whether_something_is_ready_in_hot_queues(echo, worker):
+    echo.apply_async(queue="hot")
+    echo.apply_async(queue="hot", countdown=60)
+
+    [(queue, ready, due)] = worker.execute("look", queues=["hot"], tasks=["echo"], hot=["hot"])
+
+    assert (queue, ready, due) == ("hot", None, pytest.approx(60, abs=5))
+
+
+def test_a_survey_names_the_highest_priorities_and_their_last_seq(app, echo, worker, connection):
+    for priority in (-7, 2**31 - 1, 5, -(2**31), 5):
+        app.send_task("unknown", priority=priority)
+    echo.apply_async(priority=3)
+    worker.claim(tasks=["echo"])  # runs, and is ready all the same
+    echo.apply_async(priority=1, countdown=60)
+    echo.apply_async(priority=1, queue="other")
+    last = dict(
+        connection.execute(
+            "select priority, max(seq) from pgtasks.job where priority <> 1 group by 1 order by 1 desc"
+        ).fetchall()
+    )
+
+    found = worker.execute("ready_priorities", queue="default", limit=10)
+    three = worker.execute("ready_priorities", queue="default", limit=3)
+
+    assert found == list(last.items())
+    assert three == list(last.items())[:3]
+    assert worker.execute("ready_priorities", queue="empty", limit=10) == []
+
+
 def test_a_look_tells_how_long_a_job_is_overdue(app, echo, worker, connection):
     echo.apply_async(countdown=60)
     connection.execute("update pgtasks.job set start_at = now() - interval '1 hour'")
 
-    [(_, _, due)] = worker.execute("look", queues=["default"], tasks=["echo"])
+    [(_, _, due)] = worker.execute("look", queues=["default"], tasks=["echo"], hot=[])
 
     assert due == pytest.approx(-timedelta(hours=1).total_seconds(), abs=5)

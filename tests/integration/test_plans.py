@@ -225,9 +225,14 @@ def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
 
 @pytest.mark.usefixtures("table")
 def test_a_look_reads_the_two_indexes_of_waiting_jobs(plans, worker):
-    look = {"queues": ["default", "large", "other"], "tasks": ["echo"]}
+    look = {"queues": ["default", "large", "other"], "tasks": ["echo"], "hot": ["other"]}
 
     check(plans.of(lambda: worker.execute("look", **look)), BY_CLAIM, BY_DUE)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_survey_reads_the_claim_index(plans, worker):
+    check(plans.of(lambda: worker.execute("ready_priorities", queue="default", limit=5)), BY_CLAIM)
 
 
 @pytest.mark.usefixtures("table")

@@ -39,6 +39,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "deregister_worker": WORKER,
     "rescue_worker": WORKER,
     "claim_jobs": WORKER,
+    "ready_priorities": WORKER,
     "look": WORKER,
     "promote_jobs": WORKER,
     "finish_jobs": WORKER,

@@ -17,6 +17,7 @@ from pgtasks.worker.intake import (
     IDLE_POLL,
     LOOK_INTERVAL,
     MAX_CURSORS,
+    MAX_SURVEYED,
     SWEEP_INTERVAL,
     Intake,
 )
@@ -58,6 +59,8 @@ def claim_once(
 class Simulation:
     """An intake and a database, with time: answers take time, questions come when they are due."""
 
+    kind = msg.LaneKind(("task",))
+
     def __init__(self, *, sweep_cost: float = REPLY, locked: int = 0) -> None:
         self.now = 0.0
         self.intake = make_intake()
@@ -86,10 +89,13 @@ class Simulation:
         self.now += cost
         match question:
             case msg.Look():
-                self.intake.looked(self.database.look(self.now), self.now)
+                looks = self.database.look(self.now, self.kind.tasks, question.hot)
+                self.intake.looked(looks, cost, self.now)
             case msg.Claim():
+                if question.sweep:
+                    self.intake.surveyed(question.queue, self.database.survey(question.queue))
                 found = (
-                    self.database.claim(question, str(len(self.asked)), 0)
+                    self.database.claim(question, str(len(self.asked)), 0, self.kind)
                     if not self.locked
                     else []
                 )
@@ -187,6 +193,70 @@ def test_a_sweep_that_stopped_at_its_limit_sets_the_cursor_back():
 
     assert order.sweep
     assert intake.cursors["first"] == {0: 12}
+
+
+def test_what_a_sweep_passed_and_left_is_not_read_again():
+    """Unknown tasks, or running jobs: above where it stopped, and nothing below."""
+    intake = make_intake()
+    claim_once(intake, rows((0, 30)), 0.0)
+    intake.surveyed("first", {9: 500, 5: 400, 0: 90, -3: 600})
+    claim_once(intake, rows((5, 40), (0, 80)), 1.5)
+
+    order = claim_once(intake, [], 1.6)
+
+    assert not order.sweep
+    assert list(zip(order.high, order.low, order.after, strict=True)) == [
+        (msg.HIGHEST, 10, None),
+        (9, 9, 500),
+        (8, 6, None),
+        (5, 5, 400),
+        (4, 1, None),
+        (0, 0, 80),
+        (-1, msg.LOWEST, None),
+    ]
+
+
+def test_a_sweep_that_ran_out_passed_everything_that_was_surveyed():
+    intake = make_intake()
+    intake.surveyed("first", {0: 90, -3: 600})
+    intake.woken("first", 0.0)
+    (order,) = claims(intake, 0.0)
+    intake.claimed(order, rows((0, 80)), REPLY, 0.0)
+
+    assert intake.cursors["first"] == {0: 90, -3: 600}
+
+
+def test_a_survey_drives_out_no_cursor_of_ours():
+    intake = make_intake()
+    intake.surveyed("first", dict.fromkeys(range(100, 100 + MAX_SURVEYED), 1))
+
+    claim_once(intake, rows((0, 80)), 0.0)
+
+    assert intake.cursors["first"][0] == 80
+
+
+def test_a_look_does_not_ask_of_hot_queues_and_asks_again_if_one_cooled_meanwhile():
+    intake = make_intake()
+    intake.connected(0.0)
+    intake.woken("first", 0.0)
+    intake.woken("second", 0.0)
+    (look,) = [one for one in intake.questions(0, 0.0) if isinstance(one, msg.Look)]
+    assert look.hot == ("first", "second")
+    order = next(one for one in claims(intake, 0.0) if one.queue == "first")
+    intake.claimed(order, [], REPLY, 0.1)
+
+    intake.looked({"first": (None, None), "second": (None, None)}, REPLY, 0.1)
+
+    assert intake.next_wake() < 0.1 + LOOK_INTERVAL / 2
+
+
+def test_a_dear_look_is_followed_by_a_pause():
+    intake = make_intake(poll_interval=2.0)
+    intake.woken("first", 0.0)
+
+    for cost, pause in ((0.001, LOOK_INTERVAL), (0.06, 1.2), (5.0, 2.0)):
+        intake.looked({"first": (None, None)}, cost, 10.0)
+        assert intake.next_wake() - 10.0 == pytest.approx(pause)
 
 
 def test_a_sweep_that_saw_everything_leaves_the_cursor():
@@ -295,7 +365,7 @@ def test_polling_grows_to_the_interval_and_starts_anew_when_woken():
     now = 0.0
     for _ in range(30):
         assert [type(one) for one in intake.questions(10, now)] == [msg.Look]
-        intake.looked({"first": (False, None), "second": (False, None)}, now)
+        intake.looked({"first": (False, None), "second": (False, None)}, REPLY, now)
         pauses.append(intake.next_wake() - now)
         now = intake.next_wake()
 
@@ -378,7 +448,7 @@ def test_elsewhere_each_hot_queue_is_asked_for_one_at_least():
 def test_only_the_first_lane_promotes_and_asks_for_notifications():
     intake = make_intake(lane=2)
     intake.poll = 1.0
-    intake.looked({"first": (True, -5.0)}, 0.0)
+    intake.looked({"first": (True, -5.0)}, REPLY, 0.0)
 
     questions = list(intake.questions(5, 1.0))
 
@@ -497,7 +567,7 @@ def test_a_job_due_far_ahead_is_not_promoted_before():
 
 def test_a_promotion_is_not_asked_for_twice_at_once():
     intake = make_intake()
-    intake.looked({"first": (False, -1.0)}, 0.0)
+    intake.looked({"first": (False, -1.0)}, REPLY, 0.0)
 
     first = [one for one in intake.questions(0, 0.0) if isinstance(one, msg.Promote)]
     second = [one for one in intake.questions(0, 0.001) if isinstance(one, msg.Promote)]
@@ -507,7 +577,7 @@ def test_a_promotion_is_not_asked_for_twice_at_once():
 
 def test_a_retry_of_ours_is_promoted_without_another_look():
     intake = make_intake()
-    intake.looked({"first": (False, None)}, 0.0)
+    intake.looked({"first": (False, None)}, REPLY, 0.0)
 
     intake.scheduled("first", 0.001)
 

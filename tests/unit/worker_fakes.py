@@ -85,15 +85,24 @@ class Database:
         self.jobs[job.id] = job
         return job
 
+    def survey(self, queue: str) -> dict[int, int]:
+        """Say of which priorities something is ready or runs, and the last seq of each."""
+        last: dict[int, int] = {}
+        for job in self.jobs.values():
+            if job.queue == queue and job.start_at is None:
+                last[job.priority] = max(job.seq, last.get(job.priority, 0))
+        return last
+
     def look(
-        self, now: float, tasks: Sequence[str] | None = None
-    ) -> dict[str, tuple[bool, float | None]]:
-        found: dict[str, tuple[bool, float | None]] = {}
+        self, now: float, tasks: Sequence[str] | None = None, hot: Sequence[str] = ()
+    ) -> dict[str, tuple[bool | None, float | None]]:
+        found: dict[str, tuple[bool | None, float | None]] = {}
         for queue in QUEUES:
             rows = [job for job in self.jobs.values() if job.queue == queue]
             ready = any(job.ready and (tasks is None or job.task in tasks) for job in rows)
             due = [job.start_at for job in rows if job.start_at is not None]
-            found[queue] = (ready, min(due) - now if due else None)
+            known = None if queue in hot else ready
+            found[queue] = (known, min(due) - now if due else None)
         return found
 
     def claim(

@@ -570,13 +570,15 @@ class World:
         if how != "ok":
             return self._unanswered(command, "again")
         match command:
-            case msg.Look(lane):
+            case msg.Look(lane, hot):
                 tasks = self.ledger.kinds[lane].tasks
-                return [msg.Looked(database.look(self.now, tasks or None), lane)]
+                return [msg.Looked(database.look(self.now, tasks or None, hot), lane, cost)]
             case msg.Claim():
                 kind = self.ledger.kinds[command.lane]
+                survey = msg.Surveyed(command.queue, database.survey(command.queue), command.lane)
                 rows = database.claim(command, unit.token, locked, kind)
-                return [msg.Claimed(command, unit.token, rows, cost)]
+                claimed = msg.Claimed(command, unit.token, rows, cost)
+                return [survey, claimed] if command.sweep else [claimed]
             case msg.Promote(queue):
                 database.promote(queue, self.now)
                 return [msg.Promoted(queue)]
