@@ -29,12 +29,24 @@ class EagerResult(AsyncResult[R]):
         value: R | None,
         error: JobError | None,
         attempt: int,
+        text: str | None = None,
     ) -> None:
         super().__init__(id, app, task_name)
         self._state = state
         self._value = value
         self._error = error
         self._attempt = attempt
+        self.text = text  # the result as it would be stored
+
+    @property
+    def job_state(self) -> JobState:
+        """Where the job would be."""
+        return self._state
+
+    @property
+    def error_info(self) -> JobError | None:
+        """What would be stored of its error."""
+        return self._error
 
     def get(
         self,

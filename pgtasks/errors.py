@@ -230,6 +230,21 @@ class Reject(BaseException):  # control flow, see above
         self.reason = reason
 
 
+class Replaced(BaseException):  # control flow, see above
+    """This job goes on as another graph; raised by ``self.replace()``.
+
+    Args:
+        graph: what takes its place, as JSON; see `pgtasks.graph.Graph.replacement`.
+    """
+
+    def __init__(self, graph: str) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __str__(self) -> str:
+        return "replaced by another graph"
+
+
 class Ignore(BaseException):  # control flow, see above
     """End this job as succeeded without a result; raise it from inside a task."""
 

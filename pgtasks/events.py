@@ -5,7 +5,7 @@ emits; subscribers turn events into something. A subscriber names the prefixes t
 event that nobody wants costs one look-up, so that the hot path may ask before it builds the fields.
 
 Names in use
-    job.started, job.finished, job.retried, job.failed, job.cancelled, job.expired, job.late, job.crashed
+    job.started, job.finished, job.retried, job.replaced, job.failed, job.cancelled, job.expired, job.late, job.crashed
     worker.ready, worker.draining, worker.stopped, worker.connected, worker.disconnected, worker.refused
     worker.rescued, worker.trust, worker.lease_lost, worker.gave_up
     child.started, child.ended, child.died, history.maintained, listener.failed

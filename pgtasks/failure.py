@@ -47,6 +47,19 @@ def rebuild_error(app: App, job_id: str, state: JobState, error: JobError | None
     return original
 
 
+def chord_error(job_id: str, error: JobError | None) -> JobError:
+    """Return the error of what waited for a group in which this job failed; as pgtasks.first_failure in schema/."""
+    kind = "JobFailedError" if error is None else error.type.rpartition(".")[2]
+    text = "" if error is None else error.message[:1000].replace("'", "\\'")
+    message = f"Dependency {job_id} raised {kind}('{text}')"
+    return JobError(
+        type="pgtasks.errors.ChordError",
+        message=message,
+        traceback="" if error is None else error.traceback,
+        args=[message],
+    )
+
+
 def builtin_error(name: str) -> type[Exception] | None:
     """Return the built-in exception of that name, or None."""
     found = getattr(builtins, name, None)

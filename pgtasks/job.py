@@ -157,6 +157,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             )
         return request.connection
 
+    def enqueue(self, what: Any, *args: Any, **kwargs: Any) -> Any:
+        """Enqueue a task or a canvas from within this job, whose child it becomes; returns its result.
+
+        The same as ``what.delay(*args, **kwargs)`` there: whatever a running job enqueues is its child.
+
+        Raises:
+            ConfigurationError: the job does not run here.
+        """
+        request = request_var.get()
+        if request is None or request.id != self.id:
+            raise ConfigurationError(
+                f"job {self.id} does not run here: job.enqueue() works inside of its task"
+            )
+        return what.delay(*args, **kwargs)
+
     @property
     def args(self) -> list[Any]:
         """The positional arguments; DecodingError if the stored text is not JSON."""
@@ -283,6 +298,11 @@ class NewJob(msgspec.Struct, kw_only=True):
     root_id: str | None = None
     bundle_id: str | None = None
     bundle_index: int | None = None
+    # What it waits for, and what it takes from there; see schema/migrations/0006.
+    after_bundle_id: str | None = None
+    after_on: Literal["success", "failure", "stop"] | None = None
+    takes: Literal["result", "results", "error"] | None = None
+    input: str | None = None  # JSON, given before its own arguments
 
     def is_plain(self) -> bool:
         """Whether nothing is said but the task, its arguments, its queue and its priority."""
@@ -298,7 +318,12 @@ class NewJob(msgspec.Struct, kw_only=True):
             and self.parent_id is None
             and self.root_id is None
             and self.bundle_id is None
+            and not self.waits()
         )
+
+    def waits(self) -> bool:
+        """Whether it waits for a bundle, or would have if that had members."""
+        return self.after_bundle_id is not None or self.input is not None
 
 
 class NewBundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,8 +331,11 @@ class NewBundle(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     total: int
+    kind: Literal["group", "step"] = "group"
     type: str | None = None
     origin: str | None = None
+    parent_id: str | None = None  # the group that a step is in
+    depth: int = 0
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ LEVELS = {
     "job.started": logging.DEBUG,
     "job.finished": logging.INFO,
     "job.retried": logging.INFO,
+    "job.replaced": logging.INFO,
     "job.failed": logging.ERROR,
     "job.cancelled": logging.INFO,
     "job.expired": logging.WARNING,

@@ -10,12 +10,12 @@ import copy
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from pgtasks import codec
 from pgtasks.canvas import Signature
 from pgtasks.context import NoRequest, Request, current_app, request_var
-from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Retry
+from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
 from pgtasks.options import (
@@ -268,6 +268,53 @@ class Task(Generic[P, R]):
         if throw:
             raise retry
         return retry
+
+    def replace(self, sig: Node[Any, Any]) -> NoReturn:
+        """Let this job go on as another signature, chain, group or chord: ``raise self.replace(sig)``.
+
+        The last job of it takes this job's place: its id, its place in a group, and all who wait for it. Of a
+        group the list of its results becomes the result. It is written when this attempt ends, in the same
+        transaction: if the worker dies before, nothing was replaced, and the attempt is made again.
+
+        Raises:
+            Replaced: what tells the worker.
+            ConfigurationError: called outside of a job, or in a transactional task, whose own writes would
+                be undone.
+            EncodingError: it is too large; see `pgtasks.graph.MAX_REPLACEMENT`.
+        """
+        from pgtasks.graph import compile_graph, ends_as_group
+
+        request = request_var.get()
+        if request is None:
+            raise ConfigurationError(
+                f"{self.name}: replace() works inside of a job; call the signature instead"
+            )
+        if self.options.transactional:
+            raise ConfigurationError(
+                f"{self.name} is transactional: what it wrote would be undone by replace(); enqueue the signature instead"
+            )
+        if ends_as_group(sig):
+            sig = sig | self.app.signature(ACCUMULATE, kwargs={"index": 0})
+        raise Replaced(compile_graph(sig, options={"task_id": request.id}).replacement())
+
+    def add_to_chord(self, sig: Node[Any, Any], lazy: bool = False) -> AsyncResult[Any]:
+        """Add a signature to the group that this job is a member of, so that its end is waited for as well.
+
+        It is written at once, in a transaction of its own: an attempt that is made again adds it again.
+
+        Args:
+            sig: what to add.
+            lazy: not supported, since a member that is not enqueued would be waited for in vain: leave it out.
+
+        Raises:
+            ValueError: this job is a member of no group.
+        """
+        request = request_var.get()
+        if request is None or request.group is None:
+            raise ValueError("this job is a member of no group")
+        if lazy:
+            raise ConfigurationError("add_to_chord(lazy=True) would be waited for in vain: leave lazy out")
+        return self.app.grow_group(request.group, sig)
 
     def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802 (Celery's name)
         """Return a handle on a job of this task."""

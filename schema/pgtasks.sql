@@ -11,4 +11,6 @@ insert into pgtasks.migrations (version, name, min_code_version) values (3, 'ext
 insert into pgtasks.migrations (version, name, min_code_version) values (4, 'separate_roles', 1);
 \ir migrations/0005_tell_priorities.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (5, 'tell_priorities', 1);
+\ir migrations/0006_extend_bundles.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (6, 'extend_bundles', 1);
 commit;

@@ -99,7 +99,7 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'new_id', 'grow_group', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
@@ -112,7 +112,7 @@ begin
                 ]),
                 ('pgtasks_admin', array[
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
-                    'reset_finished', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
+                    'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
                 ])
         ) as g (role, functions)
         join pg_catalog.pg_proc p on p.pronamespace = 'pgtasks'::regnamespace and p.proname = any(g.functions)
@@ -127,9 +127,10 @@ grant select on pgtasks.migrations to pgtasks_producer, pgtasks_inspector;
 -- Producers: what delay(), group().apply() and COPY write, and what they read for it.
 grant insert (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin, parent_id, root_id, bundle_id,
-    bundle_index
+    bundle_index, after_bundle_id, after_on, takes, input
 ) on pgtasks.job to pgtasks_producer;
-grant insert (id, type, origin, total, remaining, stopped_at) on pgtasks.job_bundle to pgtasks_producer;
+grant insert (id, kind, type, origin, parent_id, depth, total, remaining, stopped_at) on pgtasks.job_bundle
+to pgtasks_producer;
 grant usage on sequence pgtasks.job_seq to pgtasks_producer;
 grant select on pgtasks.task to pgtasks_producer;
 grant select (idle, queues) on pgtasks.worker to pgtasks_producer;

@@ -40,6 +40,8 @@ BATCH = 1000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEW_JOB_FIELDS = NewJob.__struct_fields__
+WAITING_FIELDS = ("after_bundle_id", "after_on", "takes", "input")
+NEW_BUNDLE_FIELDS = NewBundle.__struct_fields__
 
 
 class StoredOutcome(NamedTuple):
@@ -82,44 +84,93 @@ def enqueue_job(job: NewJob) -> Statement[None]:
         )
     return Statement(
         name="enqueue_job",
-        parameters={name: getattr(job, name) for name in NEW_JOB_FIELDS},
+        parameters={name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS},
         read=no_rows,
     )
 
 
-def enqueue_jobs(jobs: Sequence[NewJob], bundle: NewBundle | None = None) -> Steps[None]:
-    """Write many jobs, and the bundle that they are members of, in one transaction."""
-    if bundle is not None:
-        yield Statement(
-            name="insert_bundle", parameters=msgspec.structs.asdict(bundle), read=no_rows
-        )
+def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> Steps[None]:
+    """Write many jobs, and the bundles that they are members of or wait for, in one transaction."""
+    if bundles:
+        columns = {name: [getattr(one, name) for one in bundles] for name in NEW_BUNDLE_FIELDS}
+        yield Statement(name="insert_bundles", parameters=columns, read=no_rows)
     if len(jobs) >= COPY_FROM:
         relative = any(
             job.delay is not None or job.expires_in is not None or job.start_at for job in jobs
         )
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
-        yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
+        if any(job.waits() for job in jobs):
+            yield Copy(name="copy_graph", data=copy_lines(jobs, now, waiting=True))
+        else:
+            yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
     elif jobs:
         columns = {name: [getattr(job, name) for job in jobs] for name in NEW_JOB_FIELDS}
         yield Statement(name="enqueue_jobs", parameters=columns, read=no_rows)
 
 
-def copy_lines(jobs: Sequence[NewJob], now: datetime) -> str:
-    r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes."""
+def grow_group(
+    bundle_id: str, jobs: Sequence[NewJob], bundles: Sequence[NewBundle], place_id: str
+) -> Steps[None]:
+    """Write more members of an open group, and what they need.
+
+    Args:
+        bundle_id: the group, or a step that is in it.
+        jobs: what to write.
+        bundles: their bundles, without the group.
+        place_id: the id that the group has in jobs and bundles; the indexes there begin with 0.
+
+    Raises:
+        JobStateError: the group has stopped, or there is none.
+    """
+    steps = {one.id for one in bundles if one.parent_id == place_id}
+    members = [job for job in jobs if job.bundle_id == place_id or job.bundle_id in steps]
+    grown: Rows = yield Statement(
+        name="grow_group", parameters={"id": bundle_id, "members": len(members)}, read=list
+    )
+    if not grown:
+        raise JobStateError(f"bundle {bundle_id} is not an open group: nothing can be added to it")
+    group_id, total, depth = grown[0]
+    for job in members:
+        job.bundle_index = total + (job.bundle_index or 0)
+        if job.bundle_id == place_id:
+            job.bundle_id = group_id
+    placed = []
+    for one in bundles:
+        parent_id = group_id if one.parent_id == place_id else one.parent_id
+        placed.append(msgspec.structs.replace(one, parent_id=parent_id, depth=depth + one.depth))
+    yield from enqueue_jobs(jobs, placed)
+
+
+def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) -> str:
+    r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes.
+
+    Args:
+        jobs: what to write.
+        now: the database's clock.
+        waiting: say what each job waits for, too.
+    """
     lines = []
     for job in jobs:
         start_at = job.start_at or (now + timedelta(seconds=job.delay) if job.delay else None)
         expires_at = job.expires_at
         if expires_at is None and job.expires_in is not None:
             expires_at = now + timedelta(seconds=job.expires_in)
+        state = "scheduled" if start_at and start_at > now else "ready"
+        if job.after_bundle_id:
+            state = "blocked"
+        end = "\n"
+        if waiting:
+            end = (
+                f"\t{job.after_bundle_id or _NULL}\t{job.after_on or _NULL}\t{job.takes or _NULL}"
+                f"\t{_escape(job.input)}\n"
+            )
         lines.append(
-            f"{job.id}\t{job.queue}\t{job.priority}\t"
-            f"{'scheduled' if start_at and start_at > now else 'ready'}\t"
+            f"{job.id}\t{job.queue}\t{job.priority}\t{state}\t"
             f"{start_at.isoformat() if start_at else _NULL}\t"
             f"{expires_at.isoformat() if expires_at else _NULL}\t"
             f"{job.task}\t{_escape(job.args)}\t{_escape(job.kwargs)}\t{_escape(job.options)}\t"
             f"{_escape(job.origin)}\t{job.parent_id or _NULL}\t{job.root_id or _NULL}\t"
-            f"{job.bundle_id or _NULL}\t{_NULL if job.bundle_index is None else job.bundle_index}\n"
+            f"{job.bundle_id or _NULL}\t{_NULL if job.bundle_index is None else job.bundle_index}{end}"
         )
     return "".join(lines)
 
@@ -429,17 +480,25 @@ def reset_job(id: str) -> Steps[None]:
     """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
     if not (yield from reset_jobs([id])):
         job: Job = yield get_job(id)
+        if job.state.finished:
+            raise JobStateError(
+                f"job {id} did not run, since what it waited for failed: "
+                f"say pgtasks bundles retry-failed {job.bundle_id or job.after_bundle_id}"
+            )
         raise JobStateError(
             f"job {id} is {job.state}: only a finished job can be reset, cancel it first"
         )
 
 
 def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]:
-    """Reset the finished members of bundles, all or only those without success."""
+    """Reset the finished members of bundles; or what failed, and all that did not run because of it."""
+    if unsuccessful:
+        ready: list[str] = yield Statement(
+            name="retry_failed", parameters={"ids": list(ids)}, read=_first_column
+        )
+        return ready
     members: list[str] = yield Statement(
-        name="get_finished_members",
-        parameters={"ids": list(ids), "unsuccessful": unsuccessful},
-        read=_first_column,
+        name="get_finished_members", parameters={"ids": list(ids)}, read=_first_column
     )
     return (yield from reset_jobs(members)) if members else []
 

@@ -18,6 +18,7 @@ from pgtasks import codec
 from pgtasks.context import Request, request_var
 from pgtasks.errors import Cancelled, DecodingError, EncodingError, SoftTimeLimitExceeded
 from pgtasks.guard import Guard, guard_var
+from pgtasks.worker.errback import failure_arguments, takes_error
 from pgtasks.worker.interrupts import CoroutineGuard, Interruptible
 from pgtasks.worker.outcome import Outcome, describe, of_exception, over_limit
 
@@ -190,6 +191,8 @@ def decode_arguments(
             raise DecodingError(f"kwargs: expected a JSON object, found {type(kwargs).__name__}")
         if input_json is not None:
             args.insert(0, codec.decode(input_json, "input"))
+            if request.said.get("errback") and takes_error(task, args, kwargs):
+                args[:1] = failure_arguments(request.app, str(args[0]))
         if not task.options.raw and task.parameters.converts:
             args, kwargs = task.parameters.convert(args, kwargs)
     except DecodingError as error:
@@ -218,7 +221,7 @@ def success(task: Task[Any, Any], request: Request, value: Any) -> Outcome:
 
 
 def _stores_result(options: TaskOptions, request: Request) -> bool:
-    return options.stores_result and not request.said.get("ignore_result")
+    return not request.said.get("ignore_result", not options.stores_result)
 
 
 def ended(
@@ -249,4 +252,4 @@ def ended(
     return outcome
 
 
-_STATUS = {"succeeded": "SUCCESS", "retry": "RETRY", "cancelled": "REVOKED"}
+_STATUS = {"succeeded": "SUCCESS", "retry": "RETRY", "cancelled": "REVOKED", "replace": "IGNORED"}

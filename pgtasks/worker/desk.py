@@ -26,6 +26,7 @@ PROMOTE_LIMIT = 1000
 EVENTS = {
     "succeeded": "job.finished",
     "retry": "job.retried",
+    "replace": "job.replaced",
     "cancelled": "job.cancelled",
     "expired": "job.expired",
 }

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pgtasks import codec
-from pgtasks.context import Request
+from pgtasks.context import Request, having
 from pgtasks.eager import EagerResult
+from pgtasks.failure import chord_error
+from pgtasks.graph import Graph, read_replacement
 from pgtasks.guard import Guard
 from pgtasks.job import Job, JobError, JobState, NewJob
 from pgtasks.worker.attempt import run_attempt
+from pgtasks.worker.errback import eager_failures_var
 from pgtasks.worker.interrupts import awaited
 from pgtasks.worker.rows import NO_OPTIONS, read_options
 
@@ -48,9 +54,11 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
     while True:
         attempt += 1
         request = eager_request(app, new, attempt)
-        outcome = run_attempt(task, request, new.args, new.kwargs, None, Guard(), await_)
+        outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
         if outcome.kind != "retry":
             break
+    if outcome.kind == "replace" and outcome.result is not None:
+        return _run_replacement(app, new.id, outcome.result)
     state = JobState(outcome.kind)
     value = None
     if outcome.result is not None:
@@ -64,7 +72,129 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
         value=value,
         error=info,
         attempt=attempt,
+        text=outcome.result,
     )
+
+
+def run_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[Any]]:
+    """Run the jobs of a graph one after the other, as far as they become ready; returns all results by id."""
+    return _EagerGraph(app, graph).run()
+
+
+async def arun_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[Any]]:
+    """Run the jobs of a graph in a thread; see `run_graph_eagerly`."""
+    return await asyncio.to_thread(run_graph_eagerly, app, graph)
+
+
+def _run_replacement(app: App, id: str, text: str) -> EagerResult[Any]:
+    """Run what a job put in its place, whose last job has its id."""
+    return run_graph_eagerly(app, read_replacement(text))[id]
+
+
+class _EagerGraph:
+    """What the functions of schema/ do when members stop: count down, release, pass on errors."""
+
+    def __init__(self, app: App, graph: Graph) -> None:
+        self._app = app
+        self._bundles = {one.id: one for one in graph.bundles}
+        self._remaining = {one.id: one.total for one in graph.bundles}
+        self._ended: dict[str, list[tuple[NewJob, EagerResult[Any]]]] = {}  # bundle id -> members
+        self._waiting: dict[str, list[NewJob]] = {}
+        self._results: dict[str, EagerResult[Any]] = {}
+        self._jobs: dict[str, NewJob] = {}
+        self._passive: set[str] = set()  # jobs that did not run for what lies before them
+        self._ready: deque[NewJob] = deque()
+        for job in graph.jobs:
+            self._jobs[job.id] = job
+            if job.after_bundle_id is None:
+                self._ready.append(job)
+            else:
+                self._waiting.setdefault(job.after_bundle_id, []).append(job)
+
+    def run(self) -> dict[str, EagerResult[Any]]:
+        while self._ready:
+            job = self._ready.popleft()
+            failures = {id: self._failed_job(id) for id in self._results if self._results[id].failed()}
+            with having(eager_failures_var, failures):
+                self._end(job, run_eagerly(self._app, job))
+        return self._results
+
+    def _end(self, job: NewJob, result: EagerResult[Any]) -> None:
+        """Take note of a job's end, and settle what waits for it, deep chains without recursion."""
+        ends = deque([(job, result)])
+        while ends:
+            job, result = ends.popleft()
+            self._results[job.id] = result
+            bundle_id = job.bundle_id
+            if bundle_id is None:
+                continue
+            members = self._ended
+            members.setdefault(bundle_id, []).append((job, result))
+            parent_id = self._bundles[bundle_id].parent_id
+            if parent_id is not None:
+                members.setdefault(parent_id, []).append((job, result))
+            for id in (bundle_id, parent_id):
+                if id is not None:
+                    self._remaining[id] -= 1
+                    if not self._remaining[id]:
+                        ends.extend(self._settle(id))
+
+    def _settle(self, bundle_id: str) -> list[tuple[NewJob, EagerResult[Any]]]:
+        """Release what waits for a bundle that stopped; returns what does not run."""
+        waiting = self._waiting.pop(bundle_id, [])
+        members = self._ended.get(bundle_id, [])
+        failed = [(job, result) for job, result in members if not result.successful()]
+        unreached: list[tuple[NewJob, EagerResult[Any]]] = []
+        for job in waiting:
+            if not failed:
+                if job.after_on != "failure":
+                    self._release(job, members)
+                continue
+            first, result = failed[0]
+            passed_on = first.id in self._passive
+            if job.after_on == "failure":
+                if not passed_on:
+                    self._release(job, [], failed_id=first.id)
+            else:
+                error = result.error_info
+                if self._bundles[bundle_id].kind == "group" and not passed_on:
+                    error = chord_error(first.id, error)
+                else:
+                    self._passive.add(job.id)
+                unreached.append((job, self._cancelled(job, error)))
+        return unreached
+
+    def _release(
+        self,
+        job: NewJob,
+        members: list[tuple[NewJob, EagerResult[Any]]],
+        failed_id: str | None = None,
+    ) -> None:
+        in_order = sorted(members, key=lambda one: one[0].bundle_index or 0)
+        texts = [result.text or "null" for _, result in in_order]
+        if job.takes == "results":
+            job.input = f"[{','.join(texts)}]"
+        elif job.takes == "result":
+            job.input = texts[0]
+        elif job.takes == "error" and failed_id is not None:
+            job.input = codec.encode(failed_id, "input")
+        self._ready.append(job)
+
+    def _cancelled(self, job: NewJob, error: JobError | None) -> EagerResult[Any]:
+        return EagerResult(
+            job.id,
+            self._app,
+            job.task,
+            state=JobState.CANCELLED,
+            value=None,
+            error=error,
+            attempt=0,
+        )
+
+    def _failed_job(self, id: str) -> Job:
+        result, new = self._results[id], self._jobs[id]
+        job = eager_request(self._app, new, 1).job
+        return msgspec.structs.replace(job, state=result.job_state, error=result.error_info)
 
 
 def eager_request(app: App, new: NewJob, attempt: int) -> Request:

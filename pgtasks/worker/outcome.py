@@ -1,6 +1,6 @@
 """What a result or an exception means for the job: succeed, retry, or fail. Pure.
 
-The rules, in order: ``Ignore`` succeeds without a result; ``Cancelled`` cancels; ``Reject`` fails whatever
+The rules, in order: ``Replaced`` goes on as another graph; ``Ignore`` succeeds without a result; ``Cancelled`` cancels; ``Reject`` fails whatever
 is left; ``Retry`` retries while its own maximum allows; any other exception, the time limits' among them,
 retries if it is of a class in ``retry_for``
 and of none in ``no_retry_for``, and a retry is left; else the job fails.
@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from pgtasks.errors import Cancelled, ConfigurationError, Ignore, Reject, Retry, TimeLimitExceeded
+from pgtasks.errors import (
+    Cancelled,
+    ConfigurationError,
+    Ignore,
+    Reject,
+    Replaced,
+    Retry,
+    TimeLimitExceeded,
+)
 from pgtasks.options import MANUAL_RETRIES, MANUAL_SCHEDULE, TaskOptions
 from pgtasks.retry import retry_delay
 
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 10_000  # characters; a longer one is cut
 MAX_TRACEBACK = 50_000  # characters; the innermost frames stay
 
-_CONTROL_FLOW = (Retry, Reject, Ignore, Cancelled)
+_CONTROL_FLOW = (Retry, Reject, Ignore, Cancelled, Replaced)
 
 # From "skipped" on, children say them to their parent only (see `pgtasks.worker.wire`); "unsettled" ends
 # the child, since only its parent can find out.
@@ -36,6 +44,7 @@ Kind = Literal[
     "succeeded",
     "failed",
     "retry",
+    "replace",
     "expired",
     "quarantined",
     "cancelled",
@@ -52,7 +61,7 @@ class Outcome:
 
     Attributes:
         kind: what becomes of the job.
-        result: JSON text, if it succeeded and the result is kept.
+        result: JSON text, if it succeeded and the result is kept; of a replacement: the graph.
         error: what is stored of the exception.
         delay: for a retry: in how many seconds.
     """
@@ -75,6 +84,8 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
     signal = control_flow(error)
     retries_before = max(0, job.attempt - 1 - job.crashes)
     allowed = job.options.get("retries", options.retries)
+    if isinstance(signal, Replaced):
+        return Outcome("replace", signal.graph)
     if isinstance(signal, Ignore):
         return Outcome("succeeded")
     if isinstance(signal, Cancelled):
@@ -129,8 +140,10 @@ def over_limit(limit: float | None, raised: BaseException | None = None) -> Time
     return error if raised is None else error.with_traceback(raised.__traceback__)
 
 
-def control_flow(error: BaseException) -> Retry | Reject | Ignore | Cancelled | None:
-    """Return the Retry, Reject, Ignore or Cancelled in an exception; a TaskGroup puts them in a group."""
+def control_flow(
+    error: BaseException,
+) -> Retry | Reject | Ignore | Cancelled | Replaced | None:
+    """Return the Retry, Reject, Ignore, Cancelled or Replaced in an exception; a TaskGroup puts them in a group."""
     if isinstance(error, _CONTROL_FLOW):
         return error
     if isinstance(error, BaseExceptionGroup):

@@ -46,14 +46,30 @@ where id = any(%(ids)s::uuid[]) and state = 'blocked'
 select id, stopped from pgtasks.lock_bundles(%(ids)s::uuid[])
 
 -- name: get_finished_members
--- Members of a bundle that are finished, or only those without success.
+-- Members of bundles, with those in steps of them, that are finished.
 select id::text
 from pgtasks.job_history
-where bundle_id = any(%(ids)s::uuid[]) and (not %(unsuccessful)s or state <> 'succeeded')
+where bundle_id = any(%(ids)s::uuid[])
+    or bundle_id = any(array(select s.id from pgtasks.job_bundle s where s.parent_id = any(%(ids)s::uuid[])))
 
 -- name: get_live_members
--- Members of bundles that are not finished.
-select id::text from pgtasks.job where bundle_id = any(%(ids)s::uuid[])
+-- Members of bundles that are not finished, and the jobs that these wait for, and so on.
+with recursive member as (
+    select j.id, j.after_bundle_id
+    from pgtasks.job j
+    where j.bundle_id = any(%(ids)s::uuid[])
+        or j.bundle_id = any(array(select s.id from pgtasks.job_bundle s where s.parent_id = any(%(ids)s::uuid[])))
+    union
+    select j.id, j.after_bundle_id
+    from member m
+    join pgtasks.job_bundle b on m.after_bundle_id in (b.id, b.parent_id)
+    join pgtasks.job j on j.bundle_id = b.id
+)
+select m.id::text from member m
+
+-- name: retry_failed
+-- Starts failed graphs again from where they broke; returns the jobs that are ready again.
+select pgtasks.retry_failed(%(ids)s::uuid[])
 
 -- name: delete_bundles
 -- Forgets stopped bundles and their finished members.
@@ -64,6 +80,7 @@ select pgtasks.delete_bundles(%(ids)s::uuid[])
 select id::text
 from pgtasks.job_bundle
 where stopped_at is not null
+    and kind = 'group'
     and (%(type)s::text is null or type = %(type)s)
     and (%(origin)s::text is null or origin = %(origin)s)
     and (%(stopped_before)s::timestamptz is null or stopped_at < %(stopped_before)s)

@@ -26,22 +26,27 @@ values (%(id)s::uuid, %(queue)s, %(priority)s::integer, %(task)s, %(args)s, %(kw
 -- Inserts a batch that travels as arrays, one entry a job.
 insert into pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
-    parent_id, root_id, bundle_id, bundle_index
+    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
 )
 select
     n.id, n.queue, n.priority,
-    case when n.start_at > now() or n.delay > 0 then 'scheduled' else 'ready' end,
+    case
+        when n.after_bundle_id is not null then 'blocked'
+        when n.start_at > now() or n.delay > 0 then 'scheduled'
+        else 'ready'
+    end,
     coalesce(n.start_at, now() + n.delay * interval '1 second'),
     coalesce(n.expires_at, now() + n.expires_in * interval '1 second'),
-    n.task, n.args, n.kwargs, n.options, n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index
+    n.task, n.args, n.kwargs, n.options, n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index,
+    n.after_bundle_id, n.after_on, n.takes, n.input
 from unnest(
     %(id)s::uuid[], %(queue)s::text[], %(priority)s::integer[], %(start_at)s::timestamptz[], %(delay)s::float8[],
     %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(task)s::text[], %(args)s::text[], %(kwargs)s::text[],
     %(options)s::jsonb[], %(origin)s::text[], %(parent_id)s::uuid[], %(root_id)s::uuid[], %(bundle_id)s::uuid[],
-    %(bundle_index)s::integer[]
+    %(bundle_index)s::integer[], %(after_bundle_id)s::uuid[], %(after_on)s::text[], %(takes)s::text[], %(input)s::text[]
 ) as n (
     id, queue, priority, start_at, delay, expires_at, expires_in, task, args, kwargs, options, origin,
-    parent_id, root_id, bundle_id, bundle_index
+    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
 )
 
 -- name: copy_jobs
@@ -51,14 +56,26 @@ copy pgtasks.job (
     parent_id, root_id, bundle_id, bundle_index
 ) from stdin
 
+-- name: copy_graph
+-- The same with what each job waits for.
+copy pgtasks.job (
+    id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
+) from stdin
+
 -- name: current_time
 -- The database's clock, which decides what is scheduled and what is late.
 select now()
 
--- name: insert_bundle
--- Opens a bundle; one without members has stopped already.
-insert into pgtasks.job_bundle (id, type, origin, total, remaining, stopped_at)
-values (
-    %(id)s::uuid, %(type)s, %(origin)s, %(total)s::integer, %(total)s::integer,
-    case when %(total)s::integer = 0 then now() end
-)
+-- name: insert_bundles
+-- Opens bundles; one without members has stopped already.
+insert into pgtasks.job_bundle (id, kind, type, origin, parent_id, depth, total, remaining, stopped_at)
+select b.id, b.kind, b.type, b.origin, b.parent_id, b.depth, b.total, b.total, case when b.total = 0 then now() end
+from unnest(
+    %(id)s::uuid[], %(kind)s::text[], %(type)s::text[], %(origin)s::text[], %(parent_id)s::uuid[], %(depth)s::integer[],
+    %(total)s::integer[]
+) as b (id, kind, type, origin, parent_id, depth, total)
+
+-- name: grow_group
+-- Makes room for more members in an open group; returns its id, how many there were, and its depth.
+select id, total, depth from pgtasks.grow_group(%(id)s::uuid, %(members)s::integer)

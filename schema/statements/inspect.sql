@@ -44,12 +44,13 @@ select
     count(*) filter (where stopped_at is not null and failed = 0),
     count(*) filter (where stopped_at is not null and failed > 0)
 from pgtasks.job_bundle
+where kind = 'group'
 
 -- name: list_bundles
--- Bundles that fit every condition that is not null, newest id first.
+-- Groups, or any bundles by their ids, that fit every condition that is not null, newest id first.
 select id::text, type, origin, total, remaining, failed, created_at, stopped_at
 from pgtasks.job_bundle
-where (%(ids)s::uuid[] is null or id = any(%(ids)s::uuid[]))
+where case when %(ids)s::uuid[] is null then kind = 'group' else id = any(%(ids)s::uuid[]) end
     and (%(type)s::text is null or type = %(type)s)
     and (%(origin)s::text is null or origin = %(origin)s)
     and (%(stopped)s::boolean is null or (stopped_at is not null) = %(stopped)s)

@@ -244,7 +244,7 @@ def test_a_new_partition_has_the_keys_and_indexes_of_the_others(history):
     default = shape("job_history_default")
     names = partitions(history)
 
-    assert len(default) == 3
+    assert len(default) == 5
     assert [shape(name) for name in names] == [default] * len(names)
 
 

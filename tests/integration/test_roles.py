@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "rescue_worker": WORKER,
     "claim_jobs": WORKER,
     "ready_priorities": WORKER,
+    "grow_group": PRODUCER,
     "look": WORKER,
     "promote_jobs": WORKER,
     "finish_jobs": WORKER,
@@ -62,8 +63,13 @@ FUNCTIONS: dict[str, set[str]] = {
     "reset_finished": ADMIN,
     "lock_bundles": ADMIN,
     "delete_bundles": ADMIN,
+    "retry_failed": ADMIN,
     # Called by the others, or by the trigger.
     "archive": NOBODY,
+    "first_failure": NOBODY,
+    "forget_unneeded": NOBODY,
+    "insert_bundles": NOBODY,
+    "replace_job": NOBODY,
     "finish_queue": NOBODY,
     "lock_jobs": NOBODY,
     "reached_bundles": NOBODY,
@@ -79,7 +85,7 @@ FUNCTIONS: dict[str, set[str]] = {
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
-    "reached_bundles",
+    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "replace_job",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
@@ -101,8 +107,8 @@ SELECT_COLUMNS = {
 INSERT = {"job": PRODUCER, "job_bundle": PRODUCER}
 # What a claim, a finish or a bundle's count decides is not the producer's to say.
 NEVER_INSERTED = {
-    "job": {"token", "worker_id", "attempt", "started_at", "seq", "crashes", "attempts", "cancel_requested", "input"},
-    "job_bundle": {"failed", "parent_id", "depth"},
+    "job": {"token", "worker_id", "attempt", "started_at", "seq", "crashes", "attempts", "cancel_requested"},
+    "job_bundle": {"failed"},
 }  # fmt: skip
 
 

@@ -1,0 +1,510 @@
+"""Compiles a canvas into what is written: jobs, and the bundles that they are in or wait for. Pure.
+
+Everything that waits, waits for a bundle (see schema/migrations/0006). A chain's step, and a job with callbacks, is
+alone in a bundle of kind *step*; a group and a chord's header are bundles of kind *group*, and groups within
+groups become one. What follows waits for that bundle and takes its result, or its results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from pgtasks import codec
+from pgtasks.canvas import Node, Signature, chain, chord, group
+from pgtasks.context import current_request
+from pgtasks.errors import ConfigurationError, EncodingError
+from pgtasks.ids import new_id, parse_id
+from pgtasks.job import NewBundle, NewJob
+from pgtasks.options import check_label
+
+MAX_NESTING = 64
+MAX_REPLACEMENT = 16 * 2**20  # bytes of JSON
+# Of the options of a call, those that say when: for what runs first.
+TIMES = frozenset(("countdown", "eta"))
+# Of the options of a signature, those that make no part of its job.
+NOT_THE_JOBS = frozenset(("link", "link_error", "connection"))
+
+
+class Bundle(msgspec.Struct, eq=False):
+    """A bundle in the making.
+
+    Attributes:
+        parent: the group that a step is in.
+        taken: whether somebody takes its results, so that they must be kept.
+    """
+
+    id: str
+    kind: str
+    parent: Bundle | None = None
+    taken: bool = False
+    total: int = 0
+    depth: int = 0
+    type: str | None = None
+    origin: str | None = None
+
+
+class Wait(NamedTuple):
+    """What a job waits for, and what it takes from there."""
+
+    bundle: Bundle | None
+    on: Literal["success", "failure"]
+    takes: str | None = None
+    input: str | None = None  # instead, for what takes the results of nothing
+    parent_id: str | None = None  # the job before, if it is one
+
+
+class JobEnd(NamedTuple):
+    """The last job of something: what its caller gets a result of."""
+
+    id: str
+    task: str
+    parent: End | None
+
+
+class GroupEnd(NamedTuple):
+    """The last group of something."""
+
+    bundle: Bundle
+    members: Sequence[JobEnd]
+    parent: End | None
+
+    @property
+    def id(self) -> str:
+        """The bundle's id."""
+        return self.bundle.id
+
+
+End = JobEnd | GroupEnd
+
+
+class Call(NamedTuple):
+    """What is added to a node where it is called, on its way down to the jobs."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+    link: Sequence[Node[Any, Any]] = ()
+    link_error: Sequence[Node[Any, Any]] = ()
+
+
+PLAIN = Call()
+
+
+class Graph(NamedTuple):
+    """What is written for a canvas, in the order in which it is written.
+
+    Attributes:
+        jobs: every job; those that wait have an ``after_bundle_id``.
+        bundles: every bundle, with the number of its members.
+        end: what the caller gets a result of.
+    """
+
+    jobs: Sequence[NewJob]
+    bundles: Sequence[NewBundle]
+    end: End
+
+    def without(self, ignores: Callable[[NewJob], bool]) -> Graph:
+        """Return the graph without some jobs, and without what waits for nothing but these."""
+        ignored = {job.id for job in self.jobs if ignores(job)}
+        if not ignored:
+            return self
+        totals = {one.id: one.total for one in self.bundles}
+        parents = {one.id: one.parent_id for one in self.bundles}
+        waiting: dict[str, list[NewJob]] = {}
+        for job in self.jobs:
+            if job.after_bundle_id is not None:
+                waiting.setdefault(job.after_bundle_id, []).append(job)
+        gone = [job for job in self.jobs if job.id in ignored]
+        empty: set[str] = set()
+        while gone:
+            bundle_id = gone.pop().bundle_id
+            while bundle_id is not None:
+                totals[bundle_id] -= 1
+                if totals[bundle_id]:
+                    break
+                empty.add(bundle_id)
+                follow = [job for job in waiting.get(bundle_id, ()) if job.id not in ignored]
+                ignored.update(job.id for job in follow)
+                gone.extend(follow)
+                bundle_id = parents[bundle_id]
+        return Graph(
+            [job for job in self.jobs if job.id not in ignored],
+            [
+                msgspec.structs.replace(one, total=totals[one.id])
+                for one in self.bundles
+                if one.id not in empty
+            ],
+            self.end,
+        )
+
+    def replacement(self) -> str:
+        """Return the graph as what takes the place of a running job: see pgtasks.replace_job in schema/.
+
+        Raises:
+            EncodingError: it is too large.
+        """
+        last = next(job for job in self.jobs if job.id == self.end.id)  # type: ignore[union-attr]
+        step = next((one for one in self.bundles if one.id == last.bundle_id), None)
+        text = orjson.dumps(
+            {
+                "jobs": [_document(job) for job in self.jobs if job is not last],
+                "bundles": [msgspec.structs.asdict(one) for one in self.bundles if one is not step],
+                "last": _document(last),
+                "step": None if step is None else step.id,
+                "step_depth": 0 if step is None else step.depth,
+            }
+        )
+        if len(text) > MAX_REPLACEMENT:
+            raise EncodingError(
+                f"a graph that replaces a job takes {MAX_REPLACEMENT} bytes at most, found {len(text)}: "
+                "enqueue it beside the job instead"
+            )
+        return text.decode()
+
+
+def compile_graph(
+    node: Node[Any, Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    type: str | None = None,
+    origin: str | None = None,
+) -> Graph:
+    """Compile a canvas.
+
+    Args:
+        node: what to compile.
+        args, kwargs, options: what is added at the call: arguments for what runs first; of the options
+            ``countdown`` and ``eta`` are for what runs first, ``task_id`` is for what runs last, others for all.
+        type: of the group at the end, or of the chord's header: what kind of bundle it is, for people.
+        origin: of that bundle, and of every job that names none.
+
+    Raises:
+        ConfigurationError: a chain has no step, or a chord no body, or the canvas is nested too deeply.
+        TypeError: a function does not take these arguments.
+        EncodingError: JSON cannot carry one of the arguments.
+    """
+    for what, text in (("a bundle's type", type), ("origin", origin)):
+        if text is not None:
+            check_label(what, text)
+    compiler = _Compiler(type, origin)
+    end = compiler.add(node, Call(args, kwargs or {}, options or {}), None, None)
+    return Graph(compiler.jobs, compiler.finished_bundles(), end)
+
+
+def compile_members(node: Node[Any, Any], place_id: str) -> Graph:
+    """Compile what is to be a member, or several, of a group that is there already, under a stand-in for its id."""
+    compiler = _Compiler(None, None)
+    place = Bundle(place_id, "group", taken=True)
+    end = compiler.add(node, PLAIN, None, place)
+    compiler.bundles.append(place)
+    bundles = [one for one in compiler.finished_bundles() if one.id != place_id]
+    return Graph(compiler.jobs, bundles, end)
+
+
+class _Compiler:
+    def __init__(self, type: str | None, origin: str | None) -> None:
+        self.jobs: list[NewJob] = []
+        self.bundles: list[Bundle] = []
+        self._type = type
+        self._origin = origin
+        self._followers: dict[str, list[Bundle]] = {}  # bundle id -> bundles of the jobs that wait for it
+        request = current_request()
+        self._root_id = None if request is None else request.root_id
+        self._nesting = 0
+
+    def add(self, node: Node[Any, Any], call: Call, wait: Wait | None, place: Bundle | None) -> End:
+        """Add a node.
+
+        Args:
+            node: what to add.
+            call: what is added to it.
+            wait: what its first jobs wait for.
+            place: the bundle that its last jobs are members of; None: none but what they need themselves.
+        """
+        self._nesting += 1
+        if self._nesting > MAX_NESTING:
+            raise ConfigurationError(f"a canvas is nested {MAX_NESTING} deep at most")
+        try:
+            if isinstance(node, Signature):
+                return self._add_job(node, call, wait, place)
+            inner = _call_of(node, call)
+            if isinstance(node, group):
+                return self._add_group(node, inner, wait, place)
+            if isinstance(node, chord):
+                if node.body is None:
+                    raise ConfigurationError("a chord has no body: write chord(header, body)")
+                return self._add_steps([node.header, node.body], inner, wait, place, chord=True)
+            if isinstance(node, chain):
+                if not node.tasks:
+                    raise ConfigurationError("a chain has no step: write chain(a.s(…), b.s())")
+                return self._add_steps(node.tasks, inner, wait, place)
+            raise ConfigurationError(f"expected a signature, chain, group or chord, found {node!r}")
+        finally:
+            self._nesting -= 1
+
+    def _add_steps(
+        self,
+        nodes: Sequence[Node[Any, Any]],
+        call: Call,
+        wait: Wait | None,
+        place: Bundle | None,
+        chord: bool = False,
+    ) -> End:
+        """Add one after the other; of a chord, the header and the body."""
+        last = len(nodes) - 1
+        parent: End | None = None
+        for index, node in enumerate(nodes):
+            step = Call(
+                call.args if index == 0 else (),
+                call.kwargs if index == 0 else {},
+                step_options(call.options, index == 0, index == last),
+                call.link if index == last else (),
+                # A chord's header has its own: what fails there makes the body fail.
+                () if chord and index != last else call.link_error,
+            )
+            if index == last:
+                end = self.add(node, step, wait, place)
+                return end if parent is None else with_parent(end, parent)
+            grouped = chord or ends_as_group(node)
+            bundle = self._open("group" if grouped else "step")
+            bundle.taken = True
+            if grouped:
+                self._label(bundle)
+            end = self.add(node, step, wait, bundle)
+            parent = end if parent is None else with_parent(end, parent)
+            if not bundle.total:  # an empty group: what follows waits for what came before it
+                before = None if wait is None else wait.bundle
+                wait = Wait(before, "success", input="[]")
+            elif isinstance(end, JobEnd) and not grouped:
+                wait = Wait(bundle, "success", "result", parent_id=end.id)
+            else:
+                wait = Wait(bundle, "success", "results")
+        raise AssertionError("there is a last one")
+
+    def _add_group(
+        self, node: group[Any], call: Call, wait: Wait | None, place: Bundle | None
+    ) -> GroupEnd:
+        id = call.options.get("task_id")
+        if id is not None:
+            options = {name: value for name, value in call.options.items() if name != "task_id"}
+            call = call._replace(options=options)
+        bundle = place
+        if bundle is None:
+            bundle = self._open("group", id=None if id is None else parse_id(str(id)))
+            self._label(bundle)
+        members: list[JobEnd] = []
+        for member in node.tasks:
+            end = self.add(member, call, wait, bundle)
+            if isinstance(end, JobEnd):
+                members.append(end)
+            else:
+                members.extend(end.members)
+        return GroupEnd(bundle, members, None)
+
+    def _label(self, bundle: Bundle) -> None:
+        """Give the first group its labels: a chord's header, or the group at the end."""
+        bundle.type, bundle.origin = self._type, self._origin
+        self._type = None
+
+    def _add_job(
+        self, signature: Signature[Any], call: Call, wait: Wait | None, place: Bundle | None
+    ) -> JobEnd:
+        options = {**signature.options, **call.options} if call.options else signature.options
+        link = [*nodes_of(options, "link"), *call.link]
+        link_error = [*nodes_of(options, "link_error"), *call.link_error]
+        bundle = place
+        if (link or link_error) and (place is None or place.kind == "group"):
+            bundle = self._open("step", place)
+        if bundle is not None and any(not _is_immutable(one) for one in link):
+            bundle.taken = True
+
+        job = self._new_job(signature, call, options, bundle)
+        self.jobs.append(job)
+        if bundle is not None:
+            counted = place or bundle
+            job.bundle_id, job.bundle_index = bundle.id, counted.total
+            counted.total += 1
+            if counted is not bundle:
+                bundle.total = 1
+        if wait is not None:
+            self._let_wait(job, wait, signature.immutable, bundle)
+
+        for callback in link:
+            self.add(callback, PLAIN, Wait(bundle, "success", "result", parent_id=job.id), None)
+        for errback in link_error:
+            self.add(errback, PLAIN, Wait(bundle, "failure", "error", parent_id=job.id), None)
+        return JobEnd(job.id, job.task, None)
+
+    def _new_job(
+        self,
+        signature: Signature[Any],
+        call: Call,
+        options: Mapping[str, Any],
+        bundle: Bundle | None,
+    ) -> NewJob:
+        args, kwargs = signature.args, signature.kwargs
+        if not signature.immutable:
+            if call.args:
+                args = (*call.args, *args)
+            if call.kwargs:
+                kwargs = {**kwargs, **call.kwargs}
+        if options:
+            options = {name: value for name, value in options.items() if name not in NOT_THE_JOBS}
+        if bundle is not None and (bundle.taken or (bundle.parent is not None and bundle.parent.taken)):
+            if signature.may_ignore_result or options.get("ignore_result"):
+                options = {**options, "ignore_result": False}
+        job = signature.task.new_job(args, kwargs, options)
+        job.origin = job.origin or self._origin
+        if self._root_id is None:
+            self._root_id = job.id
+        job.root_id = self._root_id
+        return job
+
+    def _let_wait(self, job: NewJob, wait: Wait, immutable: bool, bundle: Bundle | None) -> None:
+        if not immutable:
+            job.takes, job.input = wait.takes, wait.input
+        if wait.parent_id is not None:
+            job.parent_id = wait.parent_id
+        if wait.bundle is None:
+            return
+        job.after_bundle_id, job.after_on = wait.bundle.id, wait.on
+        if bundle is not None:
+            self._followers.setdefault(wait.bundle.id, []).append(bundle)
+        # Times count from when it no longer waits, as if it were enqueued then.
+        stored: dict[str, Any] = {}
+        if job.delay is not None:
+            stored["countdown"], job.delay = job.delay, None
+        if job.expires_in is not None:
+            stored["expires_in"], job.expires_in = job.expires_in, None
+        if wait.takes == "error":
+            stored["errback"] = True
+        if stored:
+            said = codec.decode(job.options, "options") if job.options else {}
+            job.options = codec.encode({**said, **stored}, "options")
+
+    def _open(self, kind: str, parent: Bundle | None = None, id: str | None = None) -> Bundle:
+        bundle = Bundle(id or new_id(), kind, parent)
+        self.bundles.append(bundle)
+        return bundle
+
+    def finished_bundles(self) -> list[NewBundle]:
+        """Return what is written for the bundles: each deeper than those that are counted because of it."""
+        if len(self.bundles) > 1:
+            self._measure_depths()
+        return [
+            NewBundle(
+                id=one.id,
+                kind=one.kind,
+                type=one.type,
+                origin=one.origin,
+                parent_id=None if one.parent is None else one.parent.id,
+                depth=one.depth,
+                total=one.total,
+            )
+            for one in self.bundles
+        ]
+
+    def _measure_depths(self) -> None:
+        measured: set[str] = set()
+        for first in self.bundles:
+            stack = [(first, False)]
+            while stack:
+                bundle, followed = stack.pop()
+                if bundle.id in measured:
+                    continue
+                after = self._followers.get(bundle.id, [])
+                if bundle.parent is not None:
+                    after = [*after, bundle.parent]
+                if followed:
+                    bundle.depth = max((one.depth + 1 for one in after), default=0)
+                    measured.add(bundle.id)
+                else:
+                    stack.append((bundle, True))
+                    stack.extend((one, False) for one in after)
+
+
+def step_options(options: Mapping[str, Any], first: bool, last: bool) -> Mapping[str, Any]:
+    """Return those options of a chain that are for one of its steps."""
+    if not options or (first and last):
+        return options
+    return {
+        name: value
+        for name, value in options.items()
+        if (first or name not in TIMES) and (last or name != "task_id")
+    }
+
+
+def nodes_of(options: Mapping[str, Any], name: str) -> Sequence[Node[Any, Any]]:
+    """Return the callbacks in an option: none, one or several."""
+    found = options.get(name)
+    if found is None:
+        return ()
+    return found if isinstance(found, list | tuple) else (found,)
+
+
+def with_parent(end: End, parent: End) -> End:
+    """Return an end with this one before everything that is before it."""
+    line: list[End] = []
+    before: End | None = end
+    while before is not None:
+        line.append(before)
+        before = before.parent
+    for one in reversed(line):
+        parent = one._replace(parent=parent)
+    return parent
+
+
+def _call_of(node: Node[Any, Any], call: Call) -> Call:
+    """Add what a chain, group or chord itself says to what its call says."""
+    options = {**node.options, **call.options}
+    return call._replace(
+        options={name: value for name, value in options.items() if name not in NOT_THE_JOBS},
+        link=[*nodes_of(options, "link"), *call.link],
+        link_error=[*nodes_of(options, "link_error"), *call.link_error],
+    )
+
+
+def ends_as_group(node: Node[Any, Any]) -> bool:
+    """Whether what follows gets a list."""
+    while True:
+        if isinstance(node, chain) and node.tasks:
+            node = node.tasks[-1]
+        elif isinstance(node, chord) and node.body is not None:
+            node = node.body
+        else:
+            return isinstance(node, group)
+
+
+def _is_immutable(node: Node[Any, Any]) -> bool:
+    return isinstance(node, Signature) and node.immutable
+
+
+def _document(job: NewJob) -> dict[str, Any]:
+    """Return a job as JSON can carry it; its options are JSON already."""
+    document = msgspec.structs.asdict(job)
+    if job.options is not None:
+        document["options"] = orjson.Fragment(job.options)
+    return document
+
+
+def read_replacement(text: str) -> Graph:
+    """Read what `Graph.replacement` wrote, for an eager run."""
+    document = orjson.loads(text)
+    jobs = [_new_job(one) for one in (*document["jobs"], document["last"])]
+    bundles = [NewBundle(**one) for one in document["bundles"]]
+    last = jobs[-1]
+    if document["step"] is not None:
+        bundles.append(NewBundle(id=document["step"], total=1, kind="step"))
+    return Graph(jobs, bundles, JobEnd(last.id, last.task, None))
+
+
+def _new_job(document: dict[str, Any]) -> NewJob:
+    if document["options"] is not None:
+        document["options"] = orjson.dumps(document["options"]).decode()
+    return NewJob(**document)
