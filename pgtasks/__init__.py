@@ -6,6 +6,7 @@ from pgtasks.context import current_app, current_job, current_request
 from pgtasks.eager import EagerResult
 from pgtasks.errors import (
     Cancelled,
+    ChordError,
     ConfigurationError,
     ConnectError,
     DatabaseError,
@@ -14,6 +15,7 @@ from pgtasks.errors import (
     EmbeddedError,
     EncodingError,
     Ignore,
+    IncompleteStream,
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
@@ -33,12 +35,14 @@ from pgtasks.errors import (
     TimeLimitExceeded,
     UnknownTaskError,
 )
+from pgtasks.group_result import GroupResult
 from pgtasks.guard import guarded
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
 from pgtasks.registry import shared_task
-from pgtasks.result import AsyncResult, GroupResult
+from pgtasks.result import AsyncResult, allow_join_result
+from pgtasks.result_set import ResultSet
 from pgtasks.retry import expo, fixed, linear
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__
@@ -60,6 +64,7 @@ __all__ = [
     "AsyncResult",
     "EagerResult",
     "GroupResult",
+    "ResultSet",
     # What a row is
     "Attempt",
     "Bundle",
@@ -74,12 +79,14 @@ __all__ = [
     "Reject",
     "Retry",
     "SoftTimeLimitExceeded",
+    "allow_join_result",
     "current_app",
     "current_job",
     "current_request",
     "get_task_logger",
     "guarded",
     # Errors: see pgtasks.errors for the tree
+    "ChordError",
     "ConfigurationError",
     "ConnectError",
     "DatabaseError",
@@ -87,6 +94,7 @@ __all__ = [
     "DuplicateJobError",
     "EmbeddedError",
     "EncodingError",
+    "IncompleteStream",
     "JobCancelledError",
     "JobExpiredError",
     "JobFailedError",

@@ -8,30 +8,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgtasks import codec
-from pgtasks.context import (
-    app_var,
-    connection_var,
-    eager_var,
-    having,
-    ignoring_var,
-    remember_app,
-)
-from pgtasks.eager import EagerGroupResult, EagerResult
+from pgtasks.context import app_var, connection_var, having, remember_app
 from pgtasks.errors import ConfigurationError, NoDsnError
-from pgtasks.ids import new_id
-from pgtasks.job import Bundle, NewBundle, NewJob
 from pgtasks.management import Management
-from pgtasks.options import check_limits, check_task_name
-from pgtasks.registry import Registry, Route
-from pgtasks.result import AsyncResult, GroupResult
-from pgtasks.task import Task, apply_call_options
+from pgtasks.options import check_limits
+from pgtasks.registry import Route
+from pgtasks.sending import Sending
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener

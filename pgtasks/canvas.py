@@ -18,7 +18,8 @@ from pgtasks.options import check_label
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.result import AsyncResult, GroupResult
+    from pgtasks.group_result import GroupResult
+    from pgtasks.result import AsyncResult
     from pgtasks.task import Task  # noqa: TC004 (only Signature's annotation, which nothing evaluates)
 
 R = TypeVar("R", covariant=True)

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
 
+from pgtasks.context import current_request
 from pgtasks.failure import rebuild_error
-from pgtasks.job import Bundle, JobError, JobState
-from pgtasks.result import AsyncResult, GroupResult
+from pgtasks.group_result import GroupResult
+from pgtasks.job import Bundle, Job, JobError, JobState
+from pgtasks.result import AsyncResult
+from pgtasks.waiting import refuse_inside_task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgtasks.app import App
     from pgtasks.db.operations import StoredOutcome
+    from pgtasks.result_tree import Node
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
+M = TypeVar("M")
 
 
 class EagerResult(AsyncResult[R]):
-    """The result of a job that ran at once in the caller: all is known, and no database is asked."""
+    """The result of a job that ran at once in the caller: all is known, and no database is asked.
+
+    Args:
+        id: the job's id.
+        app: the app that it ran in.
+        task_name: the task's name.
+        state: how it ended.
+        value: what it returned.
+        error: what it raised.
+        attempt: how often it was tried.
+        job: the job as it would stand in the database; None: of what the others say.
+        parent: what it came after in its chain.
+        children: what it enqueued, and what followed it.
+    """
 
     def __init__(
         self,
@@ -30,12 +51,18 @@ class EagerResult(AsyncResult[R]):
         error: JobError | None,
         attempt: int,
         text: str | None = None,
+        job: Job | None = None,
+        parent: Node | None = None,
+        children: Sequence[Node] = (),
     ) -> None:
         super().__init__(id, app, task_name)
         self._state = state
         self._value = value
         self._error = error
         self._attempt = attempt
+        self._job = job
+        self._children = list(children)
+        self.parent = parent
         self.text = text  # the result as it would be stored
 
     @property
@@ -52,31 +79,73 @@ class EagerResult(AsyncResult[R]):
         self,
         timeout: float | None = None,
         propagate: bool = True,
+        interval: float | None = None,
         *,
+        follow_parents: bool = True,
+        callback: Callable[[str, R], object] | None = None,
+        on_message: object = None,
         disable_sync_subtasks: bool = True,
     ) -> R:
-        """Return the result, or raise what the job ended with."""
-        if propagate and self._state is not JobState.SUCCEEDED:
-            raise cast("BaseException", self._value_or_error(self._look()))
-        return cast("R", self._value_or_error(self._look()))
+        """Return the result, or raise what the job ended with; refused in an eager job as it is in a worker."""
+        request = current_request()
+        refuse_inside_task(disable_sync_subtasks and request is not None and request.is_eager)
+        return self._give(self._look(), propagate, callback)
 
     async def aget(
         self,
         timeout: float | None = None,
         propagate: bool = True,
+        interval: float | None = None,
         *,
+        follow_parents: bool = True,
+        callback: Callable[[str, R], object] | None = None,
+        on_message: object = None,
         disable_sync_subtasks: bool = True,
     ) -> R:
-        """Return the result, or raise what the job ended with."""
-        return self.get(timeout, propagate)
+        """Return the result, or raise what the job ended with; see `get`."""
+        return self.get(
+            timeout,
+            propagate,
+            callback=callback,
+            disable_sync_subtasks=disable_sync_subtasks,
+        )
 
-    def forget(self) -> None:
-        """Drop the result."""
-        self._value = None
+    def exists(self) -> bool:
+        """Whether there was such a job: yes."""
+        return True
 
-    async def aforget(self) -> None:
-        """Drop the result."""
-        self.forget()
+    async def aexists(self) -> bool:
+        """Whether there was such a job: yes."""
+        return True
+
+    def job(self) -> Job:
+        """Return the job as it would stand in the database."""
+        if self._job is None:
+            now = datetime.now(UTC)
+            self._job = Job(
+                id=self.id,
+                task=self.name,
+                queue="default",
+                state=self._state,
+                attempt=self._attempt,
+                created_at=now,
+                stopped_at=now,
+                error=self._error,
+            )
+        return self._job
+
+    async def ajob(self) -> Job:
+        """Return the job as it would stand in the database."""
+        return self.job()
+
+    @property
+    def children(self) -> list[Node]:
+        """What it enqueued, which ran at once as well, and what followed it."""
+        return self._children
+
+    async def achildren(self) -> list[Node]:
+        """Return `children`."""
+        return self._children
 
     def revoke(
         self,
@@ -98,6 +167,18 @@ class EagerResult(AsyncResult[R]):
     ) -> None:
         """Do nothing: the job ran already."""
 
+    def _drop_known(self) -> None:
+        self._value = None
+
+    def _drop(self) -> None:
+        self._value = None
+
+    async def _adrop(self) -> None:
+        self._value = None
+
+    def _known_outcome(self) -> StoredOutcome | None:
+        return self._look()
+
     def _look(self) -> StoredOutcome:
         from pgtasks.db.operations import StoredOutcome
 
@@ -112,14 +193,28 @@ class EagerResult(AsyncResult[R]):
         return rebuild_error(self.app, self.id, self._state, self._error)
 
 
-class EagerGroupResult(GroupResult[R]):
-    """The result of a group that ran at once in the caller."""
+class EagerGroupResult(GroupResult[M]):
+    """The result of a group that ran at once in the caller.
+
+    Args:
+        id: the bundle's id.
+        app: the app that it ran in.
+        results: the members' results, in order.
+        bundle: the bundle as it would stand in the database.
+        parent: what the group came after in its chain.
+    """
 
     def __init__(
-        self, id: str, app: App, results: Sequence[AsyncResult[R]], bundle: Bundle
+        self,
+        id: str,
+        app: App,
+        results: Sequence[AsyncResult[M]],
+        bundle: Bundle,
+        parent: Node | None = None,
     ) -> None:
         super().__init__(id, app, results)
         self._bundle = bundle
+        self.parent = parent
 
     def bundle(self) -> Bundle:
         """Return the bundle as it would stand in the database."""
@@ -128,26 +223,6 @@ class EagerGroupResult(GroupResult[R]):
     async def abundle(self) -> Bundle:
         """Return the bundle as it would stand in the database."""
         return self._bundle
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Return the results in order, or raise what a member ended with."""
-        return [one.get(propagate=propagate) for one in self.results]
-
-    async def aget(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Return the results in order, or raise what a member ended with."""
-        return self.get(timeout, propagate)
 
     def revoke(
         self,

@@ -17,9 +17,11 @@
     │   └── SchemaError             the schema is missing, older or newer than the code
     ├── EmbeddedError               the embedded server could not be found, started or reached
     ├── ResultTimeoutError          get() waited long enough (also a TimeoutError)
+    ├── IncompleteStream            collect() or iterdeps() came to a job that is not finished
     ├── SoftTimeLimitExceeded       raised inside a task whose soft time limit is over
     └── JobFailedError              get() on a job that did not succeed
         ├── TaskFailedError         it raised; carries type, message and the worker's traceback
+        ├── ChordError              it waited for a group, a member of which did not succeed
         ├── JobCancelledError       it was cancelled
         ├── JobExpiredError         its time was over before a worker took it
         ├── JobLostError            at_most_once, and its process or worker died while it may have run
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cancelled",
+    "ChordError",
     "ConfigurationError",
     "ConnectError",
     "DatabaseError",
@@ -56,6 +59,7 @@ __all__ = [
     "EmbeddedError",
     "EncodingError",
     "Ignore",
+    "IncompleteStream",
     "JobCancelledError",
     "JobExpiredError",
     "JobFailedError",
@@ -137,6 +141,10 @@ class ResultTimeoutError(PgTasksError, TimeoutError):
     """``get(timeout=…)`` waited that long, and the job is still not finished."""
 
 
+class IncompleteStream(PgTasksError):  # noqa: N818 (Celery's name)
+    """``iterdeps()`` came to a job that is not finished, and ``intermediate`` was not said."""
+
+
 class SoftTimeLimitExceeded(PgTasksError):  # noqa: N818 (Celery's name)
     """The soft time limit of the job that runs here is over; raised inside the task, which may clean up.
 
@@ -166,6 +174,13 @@ class TaskFailedError(JobFailedError):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+class ChordError(JobFailedError):
+    """The job did not run: a member of the group that it waited for did not succeed.
+
+    The message names the first that failed, and what it raised.
+    """
 
 
 class JobCancelledError(JobFailedError):

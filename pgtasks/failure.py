@@ -10,6 +10,7 @@ import builtins
 from typing import TYPE_CHECKING
 
 from pgtasks.errors import (
+    ChordError,
     JobCancelledError,
     JobExpiredError,
     JobFailedError,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 def rebuild_error(app: App, job_id: str, state: JobState, error: JobError | None) -> BaseException:
     """Return the exception that a job ended with, as its own class where that is known."""
-    if state is JobState.CANCELLED:  # also if its last attempt failed, and would have been retried
+    # Also if its last attempt failed, and would have been retried; but not what another job's failure cancelled.
+    if state is JobState.CANCELLED and (error is None or error.dependency is None):
         return JobCancelledError(f"job {job_id} was cancelled")
     if error is None:
         if state is JobState.EXPIRED:
@@ -69,7 +71,10 @@ def builtin_error(name: str) -> type[Exception] | None:
 OWN_ERRORS: dict[str, type[Exception]] = {
     f"pgtasks.errors.{cls.__name__}": cls
     for cls in (
+        ChordError,
         JobCancelledError,
+        JobExpiredError,
+        JobFailedError,
         JobLostError,
         MaxRetriesExceededError,
         NotFoundError,

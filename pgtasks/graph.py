@@ -14,12 +14,13 @@ import msgspec
 import orjson
 
 from pgtasks import codec
-from pgtasks.canvas import Node, Signature, chain, chord, group
+from pgtasks.canvas import chain, chord, group
 from pgtasks.context import current_request
 from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
+from pgtasks.signature import Node, Signature
 
 MAX_NESTING = 64
 MAX_REPLACEMENT = 16 * 2**20  # bytes of JSON
@@ -60,9 +61,13 @@ class Wait(NamedTuple):
 class JobEnd(NamedTuple):
     """The last job of something: what its caller gets a result of."""
 
-    id: str
-    task: str
+    job: NewJob
     parent: End | None
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
 
 
 class GroupEnd(NamedTuple):
@@ -147,7 +152,8 @@ class Graph(NamedTuple):
         Raises:
             EncodingError: it is too large.
         """
-        last = next(job for job in self.jobs if job.id == self.end.id)  # type: ignore[union-attr]
+        assert isinstance(self.end, JobEnd)
+        last = self.end.job
         step = next((one for one in self.bundles if one.id == last.bundle_id), None)
         text = orjson.dumps(
             {
@@ -339,7 +345,7 @@ class _Compiler:
             self.add(callback, PLAIN, Wait(bundle, "success", "result", parent_id=job.id), None)
         for errback in link_error:
             self.add(errback, PLAIN, Wait(bundle, "failure", "error", parent_id=job.id), None)
-        return JobEnd(job.id, job.task, None)
+        return JobEnd(job, None)
 
     def _new_job(
         self,
@@ -501,7 +507,7 @@ def read_replacement(text: str) -> Graph:
     last = jobs[-1]
     if document["step"] is not None:
         bundles.append(NewBundle(id=document["step"], total=1, kind="step"))
-    return Graph(jobs, bundles, JobEnd(last.id, last.task, None))
+    return Graph(jobs, bundles, JobEnd(last, None))
 
 
 def _new_job(document: dict[str, Any]) -> NewJob:

@@ -75,6 +75,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None  # or with which it ended by itself
     peak_memory: int | None = None  # bytes that the process held at most
     stderr: str = ""  # its last lines there
+    dependency: str | None = None  # the job that failed, where this one did not run for it
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> JobError | None:
@@ -91,6 +92,7 @@ class JobError(msgspec.Struct, frozen=True, kw_only=True):
             exit_code=_whole(value.get("exit_code")),
             peak_memory=_whole(value.get("peak_memory")),
             stderr=str(value.get("stderr") or ""),
+            dependency=str(value["dependency"]) if value.get("dependency") else None,
         )
 
 

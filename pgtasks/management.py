@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from pgtasks.group_result import GroupResult
 from pgtasks.ids import parse_id
 from pgtasks.job import Bundle, Job, JobFilter, JobState, Status, WorkerInfo
-from pgtasks.result import AsyncResult, GroupResult
+from pgtasks.result import AsyncResult
+from pgtasks.result_set import ResultSet
+from pgtasks.result_tree import ResultBase
 
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.db.run import Operation
 
 T = TypeVar("T")
+B = TypeVar("B", bound=ResultBase)
 Ids = str | AsyncResult[Any]
 
 
@@ -312,6 +317,26 @@ class Management:
         ):
             deleted += len(await self.arun(operations.delete_bundles(ids)))
         return deleted
+
+    # At the end, since from here on these names stand for the properties
+
+    @cached_property
+    def AsyncResult(self) -> type[AsyncResult[Any]]:  # noqa: N802 (Celery's name)
+        """The class `AsyncResult` with this app for its own: ``app.AsyncResult(id)``."""
+        return self._bound(AsyncResult)
+
+    @cached_property
+    def ResultSet(self) -> type[ResultSet[Any]]:  # noqa: N802 (Celery's name)
+        """The class `ResultSet` with this app for its own: ``app.ResultSet(results)``."""
+        return self._bound(ResultSet)
+
+    @cached_property
+    def GroupResult(self) -> type[GroupResult[Any]]:  # noqa: N802 (Celery's name)
+        """The class `GroupResult` with this app for its own: ``app.GroupResult.restore(id)``."""
+        return self._bound(GroupResult)
+
+    def _bound(self, cls: type[B]) -> type[B]:
+        return type(cls.__name__, (cls,), {"_default_app": self, "__module__": cls.__module__})
 
 
 def _id(id: Ids) -> str:

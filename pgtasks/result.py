@@ -1,44 +1,66 @@
-"""Handles on what was enqueued: `AsyncResult` for a job, `GroupResult` for a bundle.
+"""The handle on one job that was enqueued: `AsyncResult`; on several of them: `pgtasks.result_set`.
 
-A handle holds an id and asks the database. ``get()`` registers a listener, looks, then waits: it wakes
-by notification, and polls beneath it, since a notification may be lost.
+A handle holds an id and asks the database. ``get()`` looks, registers a listener, looks, then waits: it
+wakes by notification, and polls beneath it, since a notification may be lost. A handle keeps no
+outcome, since an operator may start a finished job again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from pgtasks import codec
-from pgtasks.context import current_request
+from pgtasks.context import current_app
 from pgtasks.errors import NotFoundError
 from pgtasks.failure import rebuild_error
-from pgtasks.job import Bundle, Job, JobState
-from pgtasks.waiting import await_, wait
+from pgtasks.job import Job, JobState, NewJob
+from pgtasks.result_tree import JobNode, ResultBase, result_from_tuple
+from pgtasks.waiting import allow_join_result, await_, refuse_inside_task, wait
 
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.db.operations import StoredOutcome
+    from pgtasks.result_tree import Node
 
-R = TypeVar("R")
+__all__ = ["AsyncResult", "ResultBase", "allow_join_result", "result_from_tuple"]
+
+R = TypeVar("R", covariant=True)
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(JobNode, Generic[R]):
     """A handle on one job.
 
     Args:
         id: the job's id.
-        app: the app whose database holds it.
+        app: the app whose database holds it; None: the current app.
         task_name: the task's name, if known: its return annotation rebuilds the result.
+        parent: what it came after in its chain, if known; else the database is asked.
+        ignored: no result is kept of it, so that ``get()`` gives None at once.
     """
 
-    def __init__(self, id: str, app: App, task_name: str | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        app: App | None = None,
+        task_name: str | None = None,
+        parent: Node | None = None,
+        *,
+        ignored: bool = False,
+    ) -> None:
         self.id = id
-        self.app = app
+        self.app = app or self._default_app or current_app()
         self.task_name = task_name
+        self.ignored = ignored
+        if parent is not None:
+            self.parent = parent
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
+
+    def __str__(self) -> str:
+        return self.id
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AsyncResult) and other.id == self.id
@@ -81,9 +103,13 @@ class AsyncResult(Generic[R]):
         return self._value_or_error(await self._alook())
 
     @property
-    def info(self) -> R | BaseException | None:
-        """Celery's other name for `result`."""
-        return self.result
+    def info(self) -> R | BaseException | Mapping[str, Any] | None:
+        """What the job tells of its way while it is not finished, then `result`."""
+        return self._info(self._look())
+
+    async def ainfo(self) -> R | BaseException | Mapping[str, Any] | None:
+        """Return `info`."""
+        return self._info(await self._alook())
 
     @property
     def traceback(self) -> str | None:
@@ -111,12 +137,26 @@ class AsyncResult(Generic[R]):
         return (await self._alook()).state is JobState.SUCCEEDED
 
     def failed(self) -> bool:
-        """Whether the job failed."""
+        """Whether the job failed, or did not run since what it waited for failed."""
         return celery_state(self._look()) == "FAILURE"
 
     async def afailed(self) -> bool:
         """Whether the job failed."""
         return celery_state(await self._alook()) == "FAILURE"
+
+    def exists(self) -> bool:
+        """Whether there is such a job, and something is kept of it."""
+        from pgtasks.db import operations
+
+        return bool(self.app.run(operations.get_states([self.id])))
+
+    async def aexists(self) -> bool:
+        """Whether there is such a job, and something is kept of it."""
+        from pgtasks.db import operations
+
+        return bool(await self.app.arun(operations.get_states([self.id])))
+
+    # The rest of its row: each asks for all of it, so take job() for several
 
     def job(self) -> Job:
         """Return the row, with our own states."""
@@ -126,22 +166,67 @@ class AsyncResult(Generic[R]):
         """Return the row, with our own states."""
         return await self.app.ajob(self.id)
 
+    @property
+    def name(self) -> str:
+        """The name of its task; await ``ajob()`` for this and the following."""
+        return self.task_name or self.job().task
+
+    @property
+    def args(self) -> list[Any]:
+        """The positional arguments of its own, without what it took from what it waited for."""
+        return self.job().args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        return self.job().kwargs
+
+    @property
+    def queue(self) -> str:
+        """The queue that it is or was in."""
+        return self.job().queue
+
+    @property
+    def worker(self) -> int | None:
+        """The number of the worker that has it or had it last; see `App.workers`."""
+        return self.job().worker_id
+
+    @property
+    def retries(self) -> int:
+        """How often it was tried again."""
+        job = self.job()
+        return max(0, job.attempt - 1 - job.crashes)
+
+    @property
+    def date_done(self) -> datetime | None:
+        """When it finished, or None."""
+        return self.job().stopped_at
+
     # Waiting
 
     def get(
         self,
         timeout: float | None = None,
         propagate: bool = True,
+        interval: float | None = None,
         *,
+        follow_parents: bool = True,
+        callback: Callable[[str, R], object] | None = None,
+        on_message: object = None,
         disable_sync_subtasks: bool = True,
     ) -> R:
-        """Wait until the job is finished and return its result.
+        """Wait until the job is finished and return its result; None at once if that is `ignored`.
 
         Args:
             timeout: how long to wait, in seconds; None: as long as it takes.
             propagate: raise what the job ended with; False returns the exception instead.
+            interval: Celery's, without meaning here: notifications wake.
+            follow_parents: Celery's, without meaning here: a job whose parent failed ends in the same
+                moment, with the parent's error.
+            callback: called with the id and the value before it is returned.
+            on_message: Celery's, without meaning here.
             disable_sync_subtasks: refuse to wait inside of a task, where it may block the very
-                child that the job needs.
+                child that the job needs; see also `allow_join_result`.
 
         Raises:
             ResultTimeoutError: the time is over.
@@ -150,32 +235,73 @@ class AsyncResult(Generic[R]):
                 that is a built-in one, or one that the app knows.
             RuntimeError: called inside of a task.
         """
-        _refuse_inside_task(disable_sync_subtasks)
-        outcome = wait(self.app, {self.id}, self._finished, timeout, f"job {self.id}")
-        return self._give(outcome, propagate)
+        if self.ignored:
+            return cast("R", None)
+        refuse_inside_task(disable_sync_subtasks)
+        outcome = wait(self.app, self.id, self._finished, timeout, f"job {self.id} is")
+        return self._give(outcome, propagate, callback)
 
     async def aget(
         self,
         timeout: float | None = None,
         propagate: bool = True,
+        interval: float | None = None,
         *,
+        follow_parents: bool = True,
+        callback: Callable[[str, R], object] | None = None,
+        on_message: object = None,
         disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait until the job is finished and return its result; see `get`."""
-        _refuse_inside_task(disable_sync_subtasks)
-        outcome = await await_(self.app, {self.id}, self._afinished, timeout, f"job {self.id}")
-        return self._give(outcome, propagate)
+        if self.ignored:
+            return cast("R", None)
+        refuse_inside_task(disable_sync_subtasks)
+        outcome = await await_(self.app, self.id, self._afinished, timeout, f"job {self.id} is")
+        return self._give(outcome, propagate, callback)
+
+    def maybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, R], object] | None = None
+    ) -> R:
+        """Raise what the job ended with, if it is finished without success; else return the result.
+
+        Args:
+            propagate: False returns the exception instead.
+            callback: called with the id and the value before it is returned.
+
+        Of a job that is not finished the value is None.
+        """
+        return self._give(self._look(), propagate, callback)
+
+    async def amaybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, R], object] | None = None
+    ) -> R:
+        """Raise what the job ended with, if it is finished without success; see `maybe_throw`."""
+        return self._give(await self._alook(), propagate, callback)
 
     # Changing it
 
     def forget(self) -> None:
-        """Drop the stored result; the job stays."""
+        """Drop the stored result; the job stays.
+
+        Once it is finished, also the results of what came before it in its chain, which it has taken.
+        """
+        for node in self._spent():
+            node._drop()
+
+    async def aforget(self) -> None:
+        """Drop the stored result; see `forget`."""
+        async for node in self._aspent():
+            await node._adrop()
+
+    def _drop_known(self) -> None:
+        """Drop what is known without the database."""
+
+    def _drop(self) -> None:
         from pgtasks.db import operations
 
         self.app.run(operations.forget_results([self.id]))
 
-    async def aforget(self) -> None:
-        """Drop the stored result; the job stays."""
+    async def _adrop(self) -> None:
         from pgtasks.db import operations
 
         await self.app.arun(operations.forget_results([self.id]))
@@ -230,201 +356,38 @@ class AsyncResult(Generic[R]):
         outcome = await self._alook()
         return outcome if outcome.state.finished else None
 
-    def _give(self, outcome: StoredOutcome, propagate: bool) -> R:
+    def _give(
+        self,
+        outcome: StoredOutcome,
+        propagate: bool,
+        callback: Callable[[str, R], object] | None = None,
+    ) -> R:
         value = self._value_or_error(outcome)
-        if propagate and outcome.state is not JobState.SUCCEEDED:
-            raise cast("BaseException", value)
+        if propagate and isinstance(value, BaseException) and not _succeeded(outcome):
+            raise value
+        if callback is not None:
+            callback(self.id, cast("R", value))
         return cast("R", value)
+
+    def _info(self, outcome: StoredOutcome) -> R | BaseException | Mapping[str, Any] | None:
+        return self._value_or_error(outcome) if outcome.state.finished else outcome.progress
+
+    def _known_outcome(self) -> StoredOutcome | None:
+        """Return how the job ended, if that needs no database."""
+        return None
 
     def _value_or_error(self, outcome: StoredOutcome) -> R | BaseException | None:
         if not outcome.state.finished:
             return None
-        if outcome.state is JobState.SUCCEEDED:
+        if _succeeded(outcome):
             return cast("R", read_result(self.app, self.task_name, outcome.result))
         return rebuild_error(self.app, self.id, outcome.state, outcome.error)
 
 
-class GroupResult(Generic[R]):
-    """A handle on a bundle: the results of a group, in the order of its signatures.
-
-    Args:
-        id: the bundle's id.
-        app: the app whose database holds it.
-        results: handles on the members, in order; None: asked for when needed.
-    """
-
-    def __init__(self, id: str, app: App, results: Sequence[AsyncResult[R]] | None = None) -> None:
-        self.id = id
-        self.app = app
-        self._results = None if results is None else list(results)
-
-    def __repr__(self) -> str:
-        return f"<GroupResult {self.id}>"
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self) -> Iterator[AsyncResult[R]]:
-        return iter(self.results)
-
-    def __getitem__(self, index: int) -> AsyncResult[R]:
-        return self.results[index]
-
-    @property
-    def results(self) -> list[AsyncResult[R]]:
-        """Handles on the members, in order."""
-        if self._results is None:
-            from pgtasks.db import operations
-
-            ids = self.app.run(operations.get_bundle_members(self.id))
-            self._results = [AsyncResult(id, self.app) for id in ids]
-        return self._results
-
-    async def aresults(self) -> list[AsyncResult[R]]:
-        """Return `results`."""
-        if self._results is None:
-            from pgtasks.db import operations
-
-            ids = await self.app.arun(operations.get_bundle_members(self.id))
-            self._results = [AsyncResult(id, self.app) for id in ids]
-        return self._results
-
-    def bundle(self) -> Bundle:
-        """Return the bundle's row."""
-        return self.app.bundle(self.id)
-
-    async def abundle(self) -> Bundle:
-        """Return the bundle's row."""
-        return await self.app.abundle(self.id)
-
-    def ready(self) -> bool:
-        """Whether every member is finished."""
-        return self.bundle().stopped_at is not None
-
-    async def aready(self) -> bool:
-        """Whether every member is finished."""
-        return (await self.abundle()).stopped_at is not None
-
-    def successful(self) -> bool:
-        """Whether every member succeeded."""
-        return self.bundle().state == "succeeded"
-
-    async def asuccessful(self) -> bool:
-        """Whether every member succeeded."""
-        return (await self.abundle()).state == "succeeded"
-
-    def failed(self) -> bool:
-        """Whether a member ended without success."""
-        return self.bundle().failed > 0
-
-    async def afailed(self) -> bool:
-        """Whether a member ended without success."""
-        return (await self.abundle()).failed > 0
-
-    def waiting(self) -> bool:
-        """Whether a member is not finished."""
-        return not self.ready()
-
-    async def awaiting(self) -> bool:
-        """Whether a member is not finished."""
-        return not await self.aready()
-
-    def completed_count(self) -> int:
-        """Return how many members succeeded."""
-        bundle = self.bundle()
-        return bundle.total - bundle.remaining - bundle.failed
-
-    async def acompleted_count(self) -> int:
-        """Return how many members succeeded."""
-        bundle = await self.abundle()
-        return bundle.total - bundle.remaining - bundle.failed
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Wait for every member and return the results in order.
-
-        Args:
-            timeout: how long to wait for all, in seconds.
-            propagate: raise what the first failed member (in order) ended with; False puts the
-                exceptions into the list.
-            disable_sync_subtasks: refuse to wait inside of a task.
-
-        Raises:
-            ResultTimeoutError: the time is over.
-            NotFoundError: there is no such bundle.
-        """
-        from pgtasks.db import operations
-
-        _refuse_inside_task(disable_sync_subtasks)
-        wait(
-            self.app,
-            {self.id},
-            lambda: True if self.ready() else None,
-            timeout,
-            f"bundle {self.id}",
-        )
-        results = self.results
-        outcomes = self.app.run(operations.get_outcomes([one.id for one in results]))
-        return self._give(results, outcomes, propagate)
-
-    async def aget(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        *,
-        disable_sync_subtasks: bool = True,
-    ) -> list[R]:
-        """Wait for every member and return the results in order; see `get`."""
-        from pgtasks.db import operations
-
-        async def look() -> bool | None:
-            return True if await self.aready() else None
-
-        _refuse_inside_task(disable_sync_subtasks)
-        await await_(self.app, {self.id}, look, timeout, f"bundle {self.id}")
-        results = await self.aresults()
-        outcomes = await self.app.arun(operations.get_outcomes([one.id for one in results]))
-        return self._give(results, outcomes, propagate)
-
-    def revoke(
-        self,
-        *,
-        terminate: bool = False,
-        signal: object = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Cancel every member that is not finished; the parameters are those of `AsyncResult.revoke`."""
-        self.app.cancel_bundle(self.id, terminate=terminate)
-
-    async def arevoke(
-        self,
-        *,
-        terminate: bool = False,
-        signal: object = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Cancel every member that is not finished; see `revoke`."""
-        await self.app.acancel_bundle(self.id, terminate=terminate)
-
-    def _give(
-        self, results: Sequence[AsyncResult[R]], outcomes: dict[str, StoredOutcome], propagate: bool
-    ) -> list[R]:
-        # A member of which nothing is kept gives None.
-        return [
-            one._give(outcomes[one.id], propagate) if one.id in outcomes else cast("R", None)
-            for one in results
-        ]
-
-
 def celery_state(outcome: StoredOutcome) -> str:
     """Return Celery's word for where a job is."""
+    if outcome.state is JobState.CANCELLED and outcome.error and outcome.error.dependency:
+        return "FAILURE"  # it did not run since what it waited for failed
     return outcome.state.celery(outcome.attempt)
 
 
@@ -435,6 +398,19 @@ def read_result(app: App, task_name: str | None, text: str | None) -> Any:
     value = codec.decode(text, "result")
     task = app.tasks.get(task_name) if task_name else None
     return task.parameters.convert_result(value) if task else value
+
+
+def result_of(app: App, job: NewJob, parent: Node | None = None) -> AsyncResult[Any]:
+    """Return the handle on a job that is about to be written."""
+    task = app.tasks.get(job.task)
+    ignored = task is not None and task.options.ignore_result
+    if job.options is not None:
+        ignored = codec.decode(job.options, "options").get("ignore_result", ignored)
+    return AsyncResult(job.id, app, job.task, parent, ignored=ignored)
+
+
+def _succeeded(outcome: StoredOutcome) -> bool:
+    return outcome.state is JobState.SUCCEEDED
 
 
 def _known(outcomes: dict[str, StoredOutcome], id: str) -> StoredOutcome:
@@ -448,11 +424,3 @@ def _known(outcomes: dict[str, StoredOutcome], id: str) -> StoredOutcome:
 
 def _traceback(outcome: StoredOutcome) -> str | None:
     return outcome.error.traceback if outcome.error else None
-
-
-def _refuse_inside_task(refuse: bool) -> None:
-    if refuse and current_request() is not None:
-        raise RuntimeError(
-            "get() inside of a task may wait for ever, since the job may need this very child: "
-            "use a callback, or say disable_sync_subtasks=False"
-        )

@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pgtasks import codec
 from pgtasks.context import eager_var, having, ignoring_var
 from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.graph import End, Graph, GroupEnd, JobEnd, compile_graph, compile_members
+from pgtasks.group_result import GroupResult
 from pgtasks.ids import new_id
 from pgtasks.job import Bundle, NewJob
 from pgtasks.options import check_task_name
 from pgtasks.registry import Registry
-from pgtasks.result import AsyncResult
-from pgtasks.result_set import GroupResult
+from pgtasks.result import AsyncResult, result_of
 from pgtasks.task import Task, apply_call_options
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.canvas import Node
+    from pgtasks.signature import Node
     from pgtasks.db.run import Operation
 
 T = TypeVar("T")
@@ -38,6 +36,10 @@ class Sending(Registry):
     """What of an app enqueues. Mixed into `App`, which runs the operations."""
 
     _eager: bool
+
+    @property
+    def _app(self) -> App:
+        return cast("App", self)
 
     def run(self, operation: Operation[T], connection: Any = None) -> T:
         """Run an operation; see `App.run`."""
@@ -106,7 +108,7 @@ class Sending(Registry):
         kept = [row for row in rows if not self._ignores(row)]
         if kept:
             self.run(operations.enqueue_jobs(kept), connection)
-        return [AsyncResult(row.id, self, row.task) for row in rows]
+        return [result_of(self._app, row) for row in rows]
 
     async def aenqueue_many(
         self, jobs: Iterable[Any], *, connection: Any = None
@@ -120,7 +122,7 @@ class Sending(Registry):
         kept = [row for row in rows if not self._ignores(row)]
         if kept:
             await self.arun(operations.enqueue_jobs(kept), connection)
-        return [AsyncResult(row.id, self, row.task) for row in rows]
+        return [result_of(self._app, row) for row in rows]
 
     def send(self, job: NewJob, connection: Any = None) -> AsyncResult[Any]:
         """Write one job, unless jobs are run eagerly or ignored here."""
@@ -130,7 +132,7 @@ class Sending(Registry):
             return self.run_eagerly(job)
         if not self._ignores(job):
             self.run(operations.enqueue_job(job), connection)
-        return AsyncResult(job.id, self, job.task)
+        return result_of(self._app, job)
 
     async def asend(self, job: NewJob, connection: Any = None) -> AsyncResult[Any]:
         """Write one job, unless jobs are run eagerly or ignored here."""
@@ -140,7 +142,7 @@ class Sending(Registry):
             return await self.arun_eagerly(job)
         if not self._ignores(job):
             await self.arun(operations.enqueue_job(job), connection)
-        return AsyncResult(job.id, self, job.task)
+        return result_of(self._app, job)
 
     # A canvas
 
@@ -245,7 +247,7 @@ class Sending(Registry):
             parent = None if before is None else made[before.id]
             for one in reversed(line):
                 if isinstance(one, JobEnd):
-                    result: Result = AsyncResult(one.id, app, one.task) if ran is None else ran[one.id]
+                    result: Result = result_of(app, one.job) if ran is None else ran[one.id]
                 else:
                     members = [handle(member) for member in one.members]
                     result = group_result(one, members)
@@ -302,13 +304,13 @@ class Sending(Registry):
         """Run a job here and now as a worker would, retries included and without their waits."""
         from pgtasks.worker.eagerly import run_eagerly
 
-        return run_eagerly(self, job)
+        return run_eagerly(self._app, job)
 
     async def arun_eagerly(self, job: NewJob) -> EagerResult[Any]:
         """Run a job here and now; a coroutine function is awaited on the running loop."""
         from pgtasks.worker.eagerly import arun_eagerly
 
-        return await arun_eagerly(self, job)
+        return await arun_eagerly(self._app, job)
 
     def _is_eager(self) -> bool:
         return eager_var.get().get(id(self), self._eager)

@@ -51,6 +51,25 @@ class StoredOutcome(NamedTuple):
     attempt: int
     result: str | None
     error: JobError | None
+    progress: Mapping[str, Any] | None = (
+        None  # what the task told of its way, while it is not finished
+    )
+
+
+class ParentRow(NamedTuple):
+    """What a job waits or waited for: a group, or the job of a step."""
+
+    is_group: bool
+    id: str
+    task: str | None
+
+
+class ChildRow(NamedTuple):
+    """A job that another one enqueued, or that follows it; and its group, if it is a member of one."""
+
+    id: str
+    task: str
+    group_id: str | None
 
 
 def since(ids: Iterable[str]) -> datetime:
@@ -204,6 +223,33 @@ def get_outcomes(ids: Sequence[str]) -> Statement[dict[str, StoredOutcome]]:
 
     return Statement(
         name="get_outcomes", parameters={"ids": list(ids), "since": since(ids)}, read=read
+    )
+
+
+def get_states(ids: Sequence[str]) -> Statement[dict[str, JobState]]:
+    """Read where jobs are; unknown ids are absent."""
+    return Statement(
+        name="get_states",
+        parameters={"ids": list(ids), "since": since(ids)},
+        read=lambda rows: {id: JobState(state) for id, state in rows},
+    )
+
+
+def get_parent(id: str) -> Statement[ParentRow | None]:
+    """Read what a job waits or waited for; None: nothing, or nothing is kept of it."""
+    return Statement(
+        name="get_parent",
+        parameters={"id": id, "since": since([id])},
+        read=lambda rows: ParentRow._make(rows[0]) if rows else None,
+    )
+
+
+def get_children(id: str) -> Statement[list[ChildRow]]:
+    """Read the jobs that a job enqueued or that follow it, oldest first."""
+    return Statement(
+        name="get_children",
+        parameters={"id": id, "since": since([id])},
+        read=lambda rows: [ChildRow._make(row) for row in rows],
     )
 
 

@@ -22,3 +22,51 @@ from pgtasks.jobs
 where bundle_id = %(id)s::uuid
     or bundle_id = any(array(select s.id from pgtasks.job_bundle s where s.parent_id = %(id)s::uuid and s.kind = 'step'))
 group by state
+
+-- name: get_states
+-- Where jobs are, without their results.
+select id, state
+from pgtasks.get_outcomes(%(ids)s::uuid[], %(since)s::timestamptz)
+
+-- name: get_parent
+-- What a job waits or waited for: the only job of a step, or a group; no row if it waits for nothing, or nothing is kept.
+with bundle as (
+    select b.id, coalesce(to_jsonb(b) ->> 'kind', 'group') as kind
+    from pgtasks.job_bundle b
+    where b.id = (
+        select j.after_bundle_id
+        from pgtasks.jobs j
+        where j.id = %(id)s::uuid and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
+    )
+)
+select true as is_group, b.id::text, null as task
+from bundle b
+where b.kind = 'group'
+union all
+select false, j.id::text, j.task
+from pgtasks.jobs j
+where j.bundle_id = (select b.id from bundle b where b.kind = 'step')
+
+-- name: get_children
+-- The jobs that a job enqueued or that follow it, oldest first, with the group that they are members of.
+-- By the root, which has an index; a job without one is the root of what it enqueues.
+select
+    j.id::text,
+    j.task,
+    (
+        select case when to_jsonb(b) ->> 'kind' = 'step' then b.parent_id else b.id end::text
+        from pgtasks.job_bundle b
+        where b.id = j.bundle_id
+    ) as group_id
+from pgtasks.jobs j
+where j.root_id = coalesce(
+        (
+            select p.root_id
+            from pgtasks.jobs p
+            where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
+        ),
+        %(id)s::uuid
+    )
+    and j.parent_id = %(id)s::uuid
+    and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
+order by j.id

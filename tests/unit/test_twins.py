@@ -4,10 +4,21 @@ import inspect
 
 import pytest
 
-from pgtasks import App, AsyncResult, EagerResult, GroupResult, Signature, Task, group
+from pgtasks import App, AsyncResult, EagerResult, GroupResult, ResultSet, Signature, Task, group
+from pgtasks.eager import EagerGroupResult
 from pgtasks.registry import Registry
 
-CLASSES = [App, Task, AsyncResult, EagerResult, GroupResult, Signature, group]
+CLASSES = [
+    App,
+    Task,
+    AsyncResult,
+    EagerResult,
+    ResultSet,
+    GroupResult,
+    EagerGroupResult,
+    Signature,
+    group,
+]
 
 # Public names that begin with an a, and are nobody's twin.
 NO_TWINS = {
@@ -20,6 +31,9 @@ NO_TWINS = {
     "args",
     "autodiscover",
 }
+
+# What changes which results are in a set; no database is asked.
+MEMBERSHIP = {"add", "clear", "discard", "remove", "update"}
 
 # What does I/O in one step only, or is a block: without a twin, for a reason.
 ALONE = {
@@ -53,9 +67,11 @@ ALONE = {
         "on_retry",
         "after_return",
     },
-    AsyncResult: set(),
-    EagerResult: set(),
-    GroupResult: set(),
+    AsyncResult: {"as_tuple"},
+    EagerResult: {"as_tuple"},
+    ResultSet: MEMBERSHIP,
+    GroupResult: {"as_tuple"} | MEMBERSHIP,
+    EagerGroupResult: {"as_tuple"} | MEMBERSHIP,
     Signature: {"apply", "clone", "new_job", "set"},
     group: set(),
 }
@@ -67,8 +83,16 @@ def twins(cls: type) -> list[str]:
         for name in dir(cls)
         if name.startswith("a")
         and name not in NO_TWINS
-        and (inspect.iscoroutinefunction(getattr(cls, name)) or hasattr(cls, name[1:]))
+        and (is_asynchronous(getattr(cls, name)) or hasattr(cls, name[1:]))
     ]
+
+
+def is_asynchronous(function: object) -> bool:
+    """Whether one awaits what it returns, or iterates over it with ``async for``."""
+    return inspect.iscoroutinefunction(function) or (
+        callable(function)
+        and "AsyncIterator" in str(getattr(function, "__annotations__", {}).get("return"))
+    )
 
 
 PAIRS = [(cls, name) for cls in CLASSES for name in twins(cls)]
@@ -81,11 +105,11 @@ def test_a_twin_takes_the_same_parameters(cls, name):
     asynchronous = getattr(cls, name)
     synchronous = inspect.getattr_static(cls, name[1:])
 
-    assert inspect.iscoroutinefunction(asynchronous)
+    assert is_asynchronous(asynchronous)
     if isinstance(synchronous, property):
         assert list(inspect.signature(asynchronous).parameters) == ["self"]
         return
-    assert not inspect.iscoroutinefunction(getattr(cls, name[1:]))
+    assert not is_asynchronous(getattr(cls, name[1:]))
     one, other = (
         [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
         for f in (asynchronous, getattr(cls, name[1:]))
@@ -101,9 +125,12 @@ def test_a_twin_returns_the_same_type(cls, name):
     if isinstance(synchronous, property):
         assert synchronous.fget is not None
         synchronous = synchronous.fget
+    if isinstance(synchronous, classmethod):
+        synchronous = synchronous.__func__
 
+    returned = inspect.signature(getattr(cls, name)).return_annotation
     assert (
-        inspect.signature(getattr(cls, name)).return_annotation
+        returned.replace("AsyncIterator", "Iterator")
         == inspect.signature(synchronous).return_annotation
     )
 
