@@ -40,6 +40,7 @@ from pgtasks.guard import guarded
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
+from pgtasks.progress import Progress
 from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
@@ -72,6 +73,7 @@ __all__ = [
     "JobError",
     "JobFilter",
     "JobState",
+    "Progress",
     "Status",
     # From inside of a task
     "Cancelled",

@@ -17,6 +17,7 @@ from pgtasks.errors import ConfigurationError
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.job import Job, NewJob
+    from pgtasks.progress import Progress
 
 __all__ = ["Request", "current_app", "current_job", "current_request"]
 
@@ -39,7 +40,9 @@ class Request:
         "id",
         "is_eager",
         "kwargs",
+        "over",
         "parent_id",
+        "progress",
         "queue",
         "root_id",
         "said",
@@ -77,6 +80,8 @@ class Request:
         self._make_job = make_job  # few tasks look at their job, so it is built when asked for
         self._job: Job | None = None
         self._connection: Any = None
+        self.progress: Progress | None = None  # what the task said last of how far it is
+        self.over = False  # whether the attempt has ended
 
     @property
     def connection(self) -> Any:

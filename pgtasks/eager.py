@@ -10,6 +10,7 @@ from pgtasks.context import current_request
 from pgtasks.failure import rebuild_error
 from pgtasks.group_result import GroupResult
 from pgtasks.job import Bundle, Job, JobError, JobState
+from pgtasks.progress import Progress
 from pgtasks.result import AsyncResult
 from pgtasks.waiting import refuse_inside_task
 
@@ -54,6 +55,7 @@ class EagerResult(AsyncResult[R]):
         job: Job | None = None,
         parent: Node | None = None,
         children: Sequence[Node] = (),
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(id, app, task_name)
         self._state = state
@@ -63,6 +65,8 @@ class EagerResult(AsyncResult[R]):
         self._job = job
         self._children = list(children)
         self.parent = parent
+        self.progress = progress or Progress(job_id=id)
+        """What it said last of how far it was."""
         self.text = text  # the result as it would be stored
 
     @property

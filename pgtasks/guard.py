@@ -6,6 +6,7 @@ it does. A worker has a `Guard` for whatever runs a job, so that this happens in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from threading import get_ident
 from types import TracebackType
@@ -23,7 +24,7 @@ class Guard:
     end of a loop's body. So what stands here as a few assignments and conditions in a row is one step.
     """
 
-    __slots__ = ("depth", "open", "pending", "sent", "serial", "thread")
+    __slots__ = ("depth", "open", "pending", "post", "sent", "serial", "thread")
 
     def __init__(self, serial: int = 0) -> None:
         self.serial = serial  # which job
@@ -33,6 +34,8 @@ class Guard:
         # An interrupt that waits, and the job that it is for, since it may come too late.
         self.pending: tuple[int, type[BaseException]] | None = None
         self.sent = 0  # the last job that an asynchronous exception was sent to
+        # Where the job's progress goes, with the serial that it is of; None: nowhere.
+        self.post: Callable[[int, bytes], None] | None = None
 
     def settle(self) -> None:
         """Take back an asynchronous exception that has not arrived; asked once the job's code is left."""

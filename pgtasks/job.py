@@ -16,6 +16,7 @@ import msgspec
 from pgtasks import codec
 from pgtasks.context import request_var
 from pgtasks.errors import ConfigurationError
+from pgtasks.progress import Progress
 
 
 class JobState(StrEnum):
@@ -144,6 +145,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Sequence[Attempt] = ()
     result_json: str | None = None
     error: JobError | None = None
+    progress_json: str | None = None  # while it runs, if it said anything
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job is that runs, as it says; inside of its task also what says so.
+
+        Looking at a job: ``job.progress.done``, ``.total``, ``.message``, ``.meta``; all None before it said
+        anything, and once it is finished. In its task: ``current_job().progress(12, 40, "reading")``.
+        """
+        request = request_var.get()
+        if request is not None and request.id == self.id:
+            said = request.progress
+            return Progress(job_id=self.id) if said is None else said
+        return Progress.from_json(self.progress_json, self.id)
 
     @property
     def connection(self) -> Any:
@@ -198,7 +213,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         (
             id, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args,
             kwargs, options, origin, parent_id, root_id, bundle_id, bundle_index, after_bundle_id, reason,
-            cancel_requested, crashes, attempts, attempt, worker_id, result, error,
+            cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress,
         ) = row
         # fmt: on
         return cls(
@@ -229,6 +244,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             attempts=attempts_from_json(attempts),
             result_json=result,
             error=JobError.from_json(error),
+            progress_json=progress,
         )
 
 
@@ -431,6 +447,12 @@ class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     claimed_at: datetime
     running: bool  # a child has begun it
+    progress_json: str | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is, as it says."""
+        return Progress.from_json(self.progress_json, self.id)
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> ClaimedJob:

@@ -79,6 +79,8 @@ class AsyncResult(JobNode, Generic[R]):
     def state(self) -> str:
         """Celery's word: PENDING, STARTED, RETRY, SUCCESS, FAILURE or REVOKED.
 
+        While the job runs, its own word if it has one: see `Task.update_state`.
+
         Raises:
             NotFoundError: there is no such job.
         """
@@ -103,11 +105,14 @@ class AsyncResult(JobNode, Generic[R]):
         return self._value_or_error(await self._alook())
 
     @property
-    def info(self) -> R | BaseException | Mapping[str, Any] | None:
-        """What the job tells of its way while it is not finished, then `result`."""
+    def info(self) -> Any:
+        """Celery's other name for `result`; before that, what the running job says of its progress.
+
+        The meta of ``self.update_state(…, meta=…)``, else a `Progress`, else None.
+        """
         return self._info(self._look())
 
-    async def ainfo(self) -> R | BaseException | Mapping[str, Any] | None:
+    async def ainfo(self) -> Any:
         """Return `info`."""
         return self._info(await self._alook())
 
@@ -369,8 +374,10 @@ class AsyncResult(JobNode, Generic[R]):
             callback(self.id, cast("R", value))
         return cast("R", value)
 
-    def _info(self, outcome: StoredOutcome) -> R | BaseException | Mapping[str, Any] | None:
-        return self._value_or_error(outcome) if outcome.state.finished else outcome.progress
+    def _info(self, outcome: StoredOutcome) -> Any:
+        if outcome.state.finished:
+            return self._value_or_error(outcome)
+        return outcome.progress.info if outcome.progress else None
 
     def _known_outcome(self) -> StoredOutcome | None:
         """Return how the job ended, if that needs no database."""
@@ -388,6 +395,8 @@ def celery_state(outcome: StoredOutcome) -> str:
     """Return Celery's word for where a job is."""
     if outcome.state is JobState.CANCELLED and outcome.error and outcome.error.dependency:
         return "FAILURE"  # it did not run since what it waited for failed
+    if outcome.progress is not None and outcome.progress.state is not None:
+        return outcome.progress.state
     return outcome.state.celery(outcome.attempt)
 
 

@@ -29,6 +29,7 @@ from pgtasks.options import (
     check_seconds,
 )
 from pgtasks.parameters import Parameters
+from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
 
 if TYPE_CHECKING:
@@ -315,6 +316,39 @@ class Task(Generic[P, R]):
         if lazy:
             raise ConfigurationError("add_to_chord(lazy=True) would be waited for in vain: leave lazy out")
         return self.app.grow_group(request.group, sig)
+
+    def update_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: object = None,
+        **kwargs: object,
+    ) -> None:
+        """Say where the job is that runs here: ``self.update_state(state="READING", meta={"page": 3})``.
+
+        ``AsyncResult.state`` is that word, and ``.info`` the meta, for as long as this attempt runs. For
+        numbers there is ``current_job().progress(done, total, message)``; each leaves the other's part alone.
+        Called outside of a job it does nothing.
+
+        Args:
+            task_id: only of the job that runs here, which is also what None means.
+            state: any word that does not mean the end; None: the one before.
+            meta: what JSON can carry, up to `pgtasks.progress.MAX_PROGRESS` bytes.
+            kwargs: Celery's, without meaning here.
+
+        Raises:
+            ConfigurationError: the word means the end, or the id is that of another job.
+            EncodingError: JSON cannot carry the meta, or it is too large.
+        """
+        request = request_var.get()
+        if task_id is not None and (request is None or str(task_id) != request.id):
+            here = "no job runs here" if request is None else f"job {request.id} runs here"
+            raise ConfigurationError(
+                f"expected the id of the job that runs here, or none, found {task_id!r:.120} ({here}): "
+                "a job can only say where it is itself"
+            )
+        if request is not None:
+            set_state(request, state, meta)
 
     def AsyncResult(self, task_id: str) -> AsyncResult[R]:  # noqa: N802 (Celery's name)
         """Return a handle on a job of this task."""

@@ -319,6 +319,8 @@ def claim(job: ClaimedJob, worker: WorkerInfo, with_args: bool) -> dict[str, Any
         "hostname": worker.name,
         "time_start": job.claimed_at,
     }
+    if job.progress:
+        request["progress"] = job.progress.text()
     if with_args:
         request["args"] = output.json_value(job.args_json, "args")
         request["kwargs"] = output.json_value(job.kwargs_json, "kwargs")

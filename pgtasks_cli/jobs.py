@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from pgtasks import App, Attempt, Job, JobError, JobState
+from pgtasks import App, Attempt, Job, JobError, JobState, Progress
 from pgtasks_cli import crash, output
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.selection import (
@@ -258,6 +258,8 @@ def note(job: Job) -> str | None:
         return cause(job.error)
     if job.cancel_requested:
         return "cancel requested"
+    if job.progress:
+        return job.progress.text()
     if job.reason:
         return job.reason
     if job.state is JobState.SCHEDULED and job.start_at:
@@ -281,8 +283,19 @@ def document(job: Job, *, with_args: bool = False) -> dict[str, Any]:
     if with_args:
         plain["args"] = output.json_value(args, "args")
         plain["kwargs"] = output.json_value(kwargs, "kwargs")
+    del plain["progress_json"]
+    plain["progress"] = progress_document(job.progress)
     plain["result"] = output.json_value(result, "result")
     return plain
+
+
+def progress_document(progress: Progress) -> dict[str, Any] | None:
+    """Return how far a job is as JSON has it; None: it has said nothing."""
+    if not progress:
+        return None
+    plain = msgspec.structs.asdict(progress)
+    del plain["job_id"]
+    return {**plain, "text": progress.text()}
 
 
 def print_job(session: Session, job: Job, with_args: bool) -> None:
@@ -310,6 +323,10 @@ def print_job(session: Session, job: Job, with_args: bool) -> None:
             "took": (job.stopped_at - job.started_at).total_seconds()
             if job.stopped_at and job.started_at
             else None,
+            "progress": f"{job.progress.text()} ({output.when(job.progress.at)})"
+            if job.progress and job.progress.at
+            else None,
+            "meta": output.json_text(job.progress.meta) if job.progress.meta is not None else None,
             "worker": job.worker_id,
             "bundle": job.bundle_id and f"{job.bundle_id} (member {job.bundle_index})"
             if job.bundle_index is not None

@@ -204,6 +204,11 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
+def json_text(value: object) -> str:
+    """Return a value as JSON in one line."""
+    return json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=str), ensure_ascii=False)
+
+
 def json_value(text: str | None, what: str) -> Any:
     """Decode stored JSON for display; what is none is shown as the text it is."""
     from pgtasks import codec

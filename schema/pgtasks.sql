@@ -13,4 +13,6 @@ insert into pgtasks.migrations (version, name, min_code_version) values (4, 'sep
 insert into pgtasks.migrations (version, name, min_code_version) values (5, 'tell_priorities', 1);
 \ir migrations/0006_extend_bundles.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (6, 'extend_bundles', 1);
+\ir migrations/0007_add_progress.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (7, 'add_progress', 1);
 commit;

@@ -106,6 +106,7 @@ begin
                 ('pgtasks_worker', array[
                     'register_worker', 'publish_tasks', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
                     'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
+                    'record_progress', 'forget_progress',
                     'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history'

@@ -27,6 +27,7 @@ from pgtasks.job import (
     Status,
     WorkerInfo,
 )
+from pgtasks.progress import Progress
 
 T = TypeVar("T")
 Step = Statement[Any] | Copy
@@ -51,9 +52,7 @@ class StoredOutcome(NamedTuple):
     attempt: int
     result: str | None
     error: JobError | None
-    progress: Mapping[str, Any] | None = (
-        None  # what the task told of its way, while it is not finished
-    )
+    progress: Progress | None = None  # while it runs, if it said anything
 
 
 class ParentRow(NamedTuple):
@@ -213,12 +212,18 @@ def _needs_escape(text: str) -> bool:
 
 
 def get_outcomes(ids: Sequence[str]) -> Statement[dict[str, StoredOutcome]]:
-    """Read state, attempt, result and error of jobs; unknown ids are absent."""
+    """Read state, attempt, result, error and progress of jobs; unknown ids are absent."""
 
     def read(rows: Rows) -> dict[str, StoredOutcome]:
         return {
-            id: StoredOutcome(JobState(state), attempt, result, JobError.from_json(error))
-            for id, state, attempt, result, error in rows
+            id: StoredOutcome(
+                JobState(state),
+                attempt,
+                result,
+                JobError.from_json(error),
+                None if progress is None else Progress.from_json(progress, id),
+            )
+            for id, state, attempt, result, error, progress in rows
         }
 
     return Statement(
@@ -404,6 +409,21 @@ def list_claimed_jobs(limit: int = 1000) -> Statement[list[ClaimedJob]]:
         parameters={"limit": limit},
         read=lambda rows: [ClaimedJob.from_row(row) for row in rows],
     )
+
+
+def list_running_members(bundle_id: str, limit: int = 100) -> Steps[list[Job]]:
+    """Read the jobs of a bundle that workers run, those that run longest first.
+
+    For a role that may not see claims, as producers, there are none.
+    """
+    if not (yield Statement(name="may_see_claims", read=_only_value)):
+        return []
+    found: list[Job] = yield Statement(
+        name="list_running_members",
+        parameters={"id": bundle_id, "limit": limit},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+    return found
 
 
 def list_queues() -> Statement[list[QueueInfo]]:

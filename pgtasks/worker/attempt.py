@@ -60,6 +60,7 @@ def run_attempt(
             raise
         return Outcome("failed", error=describe(error))
     finally:
+        request.over = True
         request_var.reset(token)
 
 
@@ -87,6 +88,8 @@ async def arun_attempt(
         return success(task, request, value)
     except BaseException as error:  # noqa: BLE001 (a user's hooks and types)
         return Outcome("failed", error=describe(error))
+    finally:
+        request.over = True
 
 
 def perform(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
     from pgtasks.worker.lanes import Lane
     from pgtasks.worker.limits import Reason
-    from pgtasks.worker.messages import Held, Running
+    from pgtasks.worker.messages import Held, Report, Running
 
 
 @dataclass(slots=True)
@@ -149,6 +149,18 @@ class Crew:
                     for track in member.tracks
                     if one.serial in track.pipe
                 ]
+        return found
+
+    def reports(self, slates: Mapping[int, Sequence[Report]]) -> dict[int, tuple[Held, Report]]:
+        """Return by serial how far jobs are, as their slates say; what is no longer here is left out."""
+        found: dict[int, tuple[Held, Report]] = {}
+        for number, reports in slates.items():
+            member = self.members.get(number)
+            if member is not None:
+                for one in reports:
+                    for track in member.tracks:
+                        if one.serial in track.pipe:
+                            found[one.serial] = (track.pipe[one.serial][0], one)
         return found
 
     # Who gets what

@@ -73,6 +73,7 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
         error=info,
         attempt=attempt,
         text=outcome.result,
+        progress=request.progress,
     )
 
 

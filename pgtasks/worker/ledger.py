@@ -64,6 +64,7 @@ from pgtasks.worker.messages import (
     Promoted,
     Refused,
     Released,
+    Report,
     Reported,
     Running,
     Seen,
@@ -633,3 +634,7 @@ class Ledger:
     def running(self, slates: Mapping[int, Sequence[Running]]) -> list[Held]:
         """Return the jobs that children run, by what their slates say."""
         return self.crew.running(slates)
+
+    def reports(self, slates: Mapping[int, Sequence[Report]]) -> dict[int, tuple[Held, Report]]:
+        """Return by serial how far the jobs that children run are, by what their slates say."""
+        return self.crew.reports(slates)

@@ -74,6 +74,14 @@ class Running(NamedTuple):
     session: int  # pid of the database session of a transactional job; 0: none
 
 
+class Report(NamedTuple):
+    """How far a job is, as it said last."""
+
+    serial: int
+    at: float  # monotonic
+    progress: bytes  # JSON
+
+
 class Held(NamedTuple):
     """A job that this worker holds."""
 

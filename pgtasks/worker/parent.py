@@ -108,6 +108,7 @@ class Parent:
             queues,
             sorted(tasks),
             self._describe,
+            self._reports,
             self._on_lease_lost,
             self._on_cancelled,
         )
@@ -409,6 +410,10 @@ class Parent:
 
     def _slates(self) -> dict[int, list[msg.Running]]:
         return {number: child.slate.running() for number, child in self.pool.children.items()}
+
+    def _reports(self) -> dict[int, tuple[msg.Held, msg.Report]]:
+        slates = {number: child.slate.progress() for number, child in self.pool.children.items()}
+        return self.ledger.reports(slates)
 
     def _describe(self) -> tuple[str, list[str], dict[str, Any]]:
         running = [held.row.id for held in self.ledger.running(self._slates())]

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -145,6 +145,15 @@ class Shift:
         """Return what a transactional attempt needs."""
         return Fence(token, started, partial(self.slate.set_session, slot=slot))
 
+    def post(self, slot: int) -> Callable[[int, bytes], None]:
+        """Return what takes the progress of the job in a slot."""
+        note, monotonic = self.slate.note_progress, time.monotonic
+
+        def post(serial: int, data: bytes) -> None:
+            note(serial, data, monotonic(), slot)
+
+        return post
+
     def record(
         self, serial: int, slot: int, outcome: Outcome, note: Note | None, started: float
     ) -> None:
@@ -187,6 +196,7 @@ class Runner:
         self.shift = shift
         self.slot = slot
         self.guard = ThreadGuard()
+        self.guard.post = shift.post(slot)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ordinary: dict[str, Task[Any, Any]] = {}  # functions that are no coroutine functions
         guard_var.set(self.guard)
@@ -234,6 +244,7 @@ class Runner:
             )
         loop = self._open_loop()
         guard = CoroutineGuard(serial, loop)
+        guard.post = self.guard.post
         coroutine = _arun(self.shift, task, request, row, fence, guard)
         self.shift.guards[self.slot] = guard
         try:
@@ -248,6 +259,7 @@ class Runner:
         """Await what an ordinary function returned; interrupts now go to where it awaits something."""
         loop = self._open_loop()
         guard = CoroutineGuard(self.guard.serial, loop)
+        guard.post = self.guard.post
         self.shift.guards[self.slot] = guard
         try:
             value, error = run_on_loop(loop, _await_interruptibly(awaitable, guard))
@@ -441,6 +453,7 @@ class LoopRunner:
     def _begin(self, serial: int, row: ClaimedRow, note: Note | None) -> None:
         shift, slot = self._shift, self._free.pop()
         guard = CoroutineGuard(serial, self._loop)
+        guard.post = shift.post(slot)
         shift.guards[slot] = guard
         started = time.monotonic()
         shift.slate.begin(serial, started, slot)

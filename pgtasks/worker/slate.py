@@ -13,9 +13,12 @@ the signal ASK.
                 child   serial (0: none yet), when it began (CLOCK_MONOTONIC), pid of its session (0: none)
                 parent  the serial that an order is for, the order
     ..      child   the outcomes: JSON records, each followed by a comma
+    ..      child   the newest progress of each slot, PROGRESS_ROOM bytes each: a checksum of serial and JSON,
+                    the length of the JSON, the serial, when it was said (CLOCK_MONOTONIC), JSON
 
-Every field has one writer and is one aligned machine word. A slot may still name a job that has ended: its
-outcome stands below or was reported, and the parent goes by that first.
+Every field but the last has one writer and is one aligned machine word. Progress may be read while it is
+being written: half of it has the wrong checksum, and is read again. A slot may still name a job that has
+ended: its outcome stands below or was reported, and the parent goes by that first.
 """
 
 from __future__ import annotations
@@ -23,13 +26,19 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Sequence
+from zlib import crc32
 
-from pgtasks.worker.messages import Order, Running
+from pgtasks.progress import MAX_PROGRESS
+from pgtasks.worker.messages import Order, Report, Running
 
 ROOM = (1 << 16) - 1024  # for outcomes, in bytes
 SKIPS = 32
 
 _SLOT = struct.Struct("=QdQQQ")
+_PROGRESS = struct.Struct("=IIQd")
+PROGRESS_ROOM = _PROGRESS.size + MAX_PROGRESS
+# How often progress is read that is being written just then.
+READ_TIMES = 3
 
 # In words of 8 bytes.
 _LENGTH = 0
@@ -50,7 +59,9 @@ class Slate:
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
         self._outcomes = 8 * (_SLOTS + slots * _SLOT_WORDS)
-        self._page = mmap.mmap(-1, self._outcomes + ROOM)
+        self._progress = self._outcomes + ROOM
+        # Memory that nobody touched takes no room, so that progress costs nothing where there is none.
+        self._page = mmap.mmap(-1, self._progress + slots * PROGRESS_ROOM)
         # Views: writing a word through them takes a tenth of the time that struct takes.
         self._words = memoryview(self._page).cast("Q")
         self._times = memoryview(self._page).cast("d")
@@ -97,6 +108,15 @@ class Slate:
         """Forget the outcomes, since they were reported."""
         self._length = self._words[_LENGTH] = 0
 
+    def note_progress(self, serial: int, data: bytes, now: float, slot: int = 0) -> None:
+        """Note how far a job is, in place of what it said before.
+
+        By one assignment, so that no interrupt leaves half of it.
+        """
+        entry = _PROGRESS.pack(_checksum(serial, data), len(data), serial, now) + data
+        start = self._progress + slot * PROGRESS_ROOM
+        self._page[start : start + len(entry)] = entry
+
     # Both sides; the parent, once the child is dead
 
     def unreported(self) -> bytes:
@@ -118,6 +138,21 @@ class Slate:
             serial, began, session, _, _ = _SLOT.unpack_from(self._page, offset)
             if serial:
                 found.append(Running(serial, began, session))
+        return found
+
+    def progress(self) -> list[Report]:
+        """Return what stands in the slots of how far their jobs are, or were."""
+        found = []
+        for slot in range(self.slots):
+            start = self._progress + slot * PROGRESS_ROOM
+            for _ in range(READ_TIMES):
+                checksum, length, serial, at = _PROGRESS.unpack_from(self._page, start)
+                if not serial or length > MAX_PROGRESS:
+                    break
+                data = self._page[start + _PROGRESS.size : start + _PROGRESS.size + length]
+                if _checksum(serial, data) == checksum:
+                    found.append(Report(serial, at, data))
+                    break
         return found
 
     def interrupt(self, serial: int, order: Order) -> bool:
@@ -145,3 +180,7 @@ class Slate:
         self._words.release()
         self._times.release()
         self._page.close()
+
+
+def _checksum(serial: int, data: bytes) -> int:
+    return crc32(data, serial & 0xFFFFFFFF)

@@ -66,6 +66,7 @@ def run_transaction(
     except BaseException as error:  # noqa: BLE001 (a user's hooks and types)
         return Outcome("failed", error=describe(error))
     finally:
+        request.over = True
         request_var.reset(token)
 
 
@@ -136,6 +137,8 @@ async def arun_transaction(
         return failed or await _ain_transaction(task, request, row, fence, guard, limit)
     except BaseException as error:  # noqa: BLE001 (a user's hooks and types)
         return Outcome("failed", error=describe(error))
+    finally:
+        request.over = True
 
 
 async def _ain_transaction(

@@ -16,7 +16,8 @@ import orjson
 from pgtasks import events
 from pgtasks.worker.host import Identity
 from pgtasks.worker.leases import LeaseWatch, OwnLease
-from pgtasks.worker.link import Call, Link, Reply, State, plain_array
+from pgtasks.worker.link import Call, Failed, Link, Reply, State, plain_array, text_array
+from pgtasks.worker.milestones import Milestones, Reports
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
@@ -32,6 +33,10 @@ PARK_LIMIT = 1000
 UNPARK_EVERY = 5.0
 ORPHANS_EVERY = 10.0
 LISTENERS_EVERY = 60.0
+# How often what running jobs say of their progress is written, if it changed; and how often that of jobs that
+# have ended, or were given back, is removed: nobody sees it meanwhile.
+PROGRESS_EVERY = 1.0
+FORGET_PROGRESS_EVERY = 30.0
 
 
 class Upkeep:
@@ -43,6 +48,7 @@ class Upkeep:
         me: this process.
         queues, tasks: what the worker serves and knows.
         state: returns what a beat says: the worker's state, the running ids, the statistics.
+        reports: returns how far running jobs are, as they say: serial -> job and report.
         lease_lost: called when others declared this worker dead.
         cancelled: called with what was cancelled: token, ids, and those to interrupt; each time anew.
     """
@@ -55,6 +61,7 @@ class Upkeep:
         queues: Sequence[str],
         tasks: Sequence[str],
         state: Callable[[], tuple[str, Sequence[str], Mapping[str, Any]]],
+        reports: Callable[[], Reports],
         lease_lost: Callable[[], None],
         cancelled: Callable[[Sequence[tuple[str, list[str], list[str]]]], None],
     ) -> None:
@@ -65,6 +72,8 @@ class Upkeep:
         self._queues = queues
         self._tasks = tasks
         self._state = state
+        self._reports = reports
+        self._milestones = Milestones()
         self._lease_lost = lease_lost
         self._cancelled = cancelled
         self._watch_every = min(WATCH_EVERY, options.beat / 2)
@@ -76,11 +85,13 @@ class Upkeep:
                 self.beat,
                 self.watch,
                 self.look_for_cancels,
+                self.record_progress,
                 self.maintain,
                 self.park,
                 self.unpark,
                 self.release_orphans,
                 self.forget_listeners,
+                self.forget_progress,
             ),
             0.0,
         )
@@ -204,6 +215,43 @@ class Upkeep:
         self._leases.forget([worker])
         if self._link.state is State.UP:
             self._submit("rescue_worker", {"worker_id": worker, "beat": beat}, done, now)
+
+    # Progress
+
+    def record_progress(self, now: float) -> None:
+        """Write how far running jobs are, as far as that changed: one statement for all.
+
+        One at a time. Without a connection nothing is written and nothing is kept: the slates hold the newest.
+        """
+        self._again(self.record_progress, now, PROGRESS_EVERY)
+        due = self._milestones.due(self._reports())
+        if not due:
+            return
+
+        def done(reply: Reply) -> None:
+            # What cannot be stored would be refused again, and with it that of others.
+            hopeless = isinstance(reply, Failed) and reply.sqlstate[:2] in ("22", "23", "54")
+            self._milestones.answered(again=not isinstance(reply, list) and not hopeless)
+            if isinstance(reply, Failed):
+                events.emit(
+                    "worker.refused",
+                    statement="record_progress",
+                    sqlstate=reply.sqlstate,
+                    why=reply.message,
+                )
+
+        parameters = {
+            "id": plain_array(held.row.id for held, _ in due),
+            "token": plain_array(held.token for held, _ in due),
+            "progress": text_array(report.progress.decode() for _, report in due),
+            "age": plain_array(repr(max(0.0, now - report.at)) for _, report in due),
+        }
+        self._submit("record_progress", parameters, done, now)
+
+    def forget_progress(self, now: float) -> None:
+        """Remove what jobs said that have ended, or were given back."""
+        self._again(self.forget_progress, now, FORGET_PROGRESS_EVERY)
+        self._submit("forget_progress", {}, _nothing, now)
 
     # The tables
 

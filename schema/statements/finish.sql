@@ -14,6 +14,10 @@ select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')
 -- `error` says of each what its crash looked like.
 select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], %(id)s::uuid[], %(error)s::jsonb[])
 
+-- name: record_progress
+-- Writes how far running jobs are, said `age` seconds ago; those that no longer carry the token are left out.
+select pgtasks.record_progress(%(id)s::uuid[], %(token)s::uuid[], %(progress)s::jsonb[], %(age)s::float8[])
+
 -- name: lock_held
 -- Waits for whoever else writes a job, and returns a row if it still carries the token.
 select pgtasks.lock_held(%(queue)s::text, %(id)s::uuid, %(token)s::uuid)

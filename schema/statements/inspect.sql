@@ -3,7 +3,7 @@
 select
     id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
     options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
-    cancel_requested, crashes, attempts, attempt, worker_id, result, error
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text
 from pgtasks.jobs
 where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since)s::timestamptz)
 
@@ -12,7 +12,7 @@ where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since
 select
     id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
     options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
-    cancel_requested, crashes, attempts, attempt, worker_id, result, error
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text
 from pgtasks.jobs
 where (%(states)s::text[] is null or state = any(%(states)s::text[]))
     and (%(task)s::text is null or task = %(task)s)
@@ -62,6 +62,29 @@ where case when %(ids)s::uuid[] is null then kind = 'group' else id = any(%(ids)
 order by id desc
 limit %(limit)s::integer
 
+-- name: may_see_claims
+-- Whether this role may ask what workers hold.
+select has_column_privilege('pgtasks.claim', 'job_ids', 'select') and has_table_privilege('pgtasks.worker', 'select')
+
+-- name: list_running_members
+-- Jobs of a bundle that workers run, the oldest first; the way goes over the claims, not over the members. What is
+-- merely held is left out: it has no progress, and stands in no beat.
+select
+    j.id::text, j.queue, j.state, j.priority, j.created_at, j.start_at, j.expires_at, j.started_at, j.stopped_at,
+    j.task, j.args, j.kwargs, j.options, j.origin, j.parent_id::text, j.root_id::text, j.bundle_id::text,
+    j.bundle_index, j.after_bundle_id::text, j.reason, j.cancel_requested, j.crashes, j.attempts, j.attempt,
+    j.worker_id, j.result, j.error, j.progress::text
+from pgtasks.claim c
+join pgtasks.worker w on w.id = c.worker_id
+-- The view, which masks arguments; live rows only.
+join pgtasks.jobs j on j.queue = c.queue and j.id = any(c.job_ids) and j.worker_id = c.worker_id
+where j.stopped_at is null
+    and j.state = 'running'
+    and (j.id = any(w.running) or j.progress is not null)
+    and j.bundle_id in (select b.id from pgtasks.job_bundle b where %(id)s::uuid in (b.id, b.parent_id))
+order by j.started_at, j.id
+limit %(limit)s::integer
+
 -- name: list_workers
 -- The workers as they described themselves at their last beat.
 select
@@ -74,7 +97,7 @@ order by name, id
 -- Jobs that workers hold, with their worker: the way goes over the claims, not over the backlog.
 select
     c.worker_id, j.id::text, j.queue, j.task, j.args, j.kwargs, j.priority, j.attempt, j.started_at,
-    j.id = any(w.running)
+    j.id = any(w.running), j.progress::text
 from pgtasks.claim c
 join pgtasks.worker w on w.id = c.worker_id
 -- The view, which masks arguments; live rows only.

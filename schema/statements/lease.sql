@@ -80,3 +80,7 @@ select pgtasks.deregister_listener(%(id)s::uuid)
 -- name: forget_listeners
 -- Removes the rows of processes that died while they waited.
 select pgtasks.forget_listeners()
+
+-- name: forget_progress
+-- Removes the progress of attempts that are over.
+select pgtasks.forget_progress()

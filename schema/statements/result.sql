@@ -1,6 +1,6 @@
 -- name: get_outcomes
--- State, result and error of jobs; `since` is an hour before the oldest id's time, to prune partitions.
-select id, state, attempt, result, error
+-- State, result, error and progress of jobs; `since` is an hour before the oldest id's time, to prune partitions.
+select id, state, attempt, result, error, progress::text
 from pgtasks.get_outcomes(%(ids)s::uuid[], %(since)s::timestamptz)
 
 -- name: forget_results

@@ -52,6 +52,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "park_unknown": WORKER,
     "unpark_known": WORKER,
     "forget_listeners": WORKER,
+    "record_progress": WORKER,
+    "forget_progress": WORKER,
     "maintain_history": WORKER,
     "cancel_waiting": ADMIN,
     "lock_unblocked": ADMIN,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgtasks.worker.messages import Order, Running
-from pgtasks.worker.slate import ROOM, SKIPS, Slate
+from pgtasks.progress import MAX_PROGRESS
+from pgtasks.worker.messages import Order, Report, Running
+from pgtasks.worker.slate import PROGRESS_ROOM, ROOM, SKIPS, Slate
 
 
 @pytest.fixture
@@ -172,3 +174,77 @@ def test_a_child_reads_what_the_parent_wrote_after_the_fork(slate: Slate):
     assert os.waitpid(pid, 0)[1] == 0
     os.close(ready)
     os.close(go)
+
+
+# Progress
+
+
+def test_of_each_slot_the_newest_progress_stands(slate: Slate):
+    assert slate.progress() == []
+
+    slate.note_progress(7, b'{"done":1}', 1.5)
+    slate.note_progress(8, b'{"done":2}', 2.5, slot=2)
+    slate.note_progress(7, b"{}", 3.5)
+
+    assert slate.progress() == [Report(7, 3.5, b"{}"), Report(8, 2.5, b'{"done":2}')]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(1, 2**64 - 1),
+            st.floats(0, 1e9),
+            st.binary(max_size=MAX_PROGRESS),
+        )
+    )
+)
+def test_progress_comes_back_as_it_was_noted(noted: list[tuple[int, int, float, bytes]]):
+    slate = Slate(slots=3)
+    newest: dict[int, Report] = {}
+    for slot, serial, now, data in noted:
+        slate.note_progress(serial, data, now, slot)
+        newest[slot] = Report(serial, now, data)
+
+    assert slate.progress() == [newest[slot] for slot in sorted(newest)]
+    slate.close()
+
+
+def test_progress_touches_neither_outcomes_nor_slots(slate: Slate):
+    slate.begin(7, 1.5)
+    assert slate.add(b"x" * (ROOM - 2))
+
+    for slot in range(3):
+        slate.note_progress(7, b"y" * MAX_PROGRESS, 2.5, slot)
+
+    assert slate.running() == [Running(7, 1.5, 0)]
+    assert slate.unreported() == b"[" + b"x" * (ROOM - 2) + b"]"
+
+
+def test_half_of_a_report_is_not_read(slate: Slate):
+    slate.note_progress(7, b'{"done":1}', 1.5)
+    slate.note_progress(8, b'{"done":2}', 2.5, slot=1)
+    first = slate._progress
+    slate._page[first + PROGRESS_ROOM - MAX_PROGRESS] ^= 1  # the first byte of its JSON
+
+    assert slate.progress() == [Report(8, 2.5, b'{"done":2}')]
+
+
+def test_a_report_is_whole_or_not_seen_while_it_is_written_all_the_time(slate: Slate):
+    child = os.fork()
+    if child == 0:
+        number = 0
+        while True:
+            number = number % 7 + 1
+            slate.note_progress(number, str(number).encode() * 5_000, 1.5)
+    seen: set[int] = set()
+    try:
+        for _ in range(100_000):
+            for one in slate.progress():
+                assert one.progress == str(one.serial).encode() * 5_000
+                seen.add(one.serial)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    assert seen == set(range(1, 8))

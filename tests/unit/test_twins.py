@@ -59,6 +59,7 @@ ALONE = {
         "s",
         "si",
         "signature",
+        "update_state",  # writes into memory, and waits for nobody
         "using",
         "run",
         "before_start",
