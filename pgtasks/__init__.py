@@ -1,7 +1,7 @@
 """A task queue for Python that needs nothing but PostgreSQL."""
 
 from pgtasks.app import App
-from pgtasks.canvas import Signature, group
+from pgtasks.canvas import Partial, Signature, chain, chord, chunks, group, signature
 from pgtasks.context import current_app, current_job, current_request
 from pgtasks.eager import EagerResult
 from pgtasks.errors import (
@@ -56,11 +56,16 @@ __all__ = [
     "WorkerOptions",
     "shared_task",
     # Calls that are described, and how retries are timed
+    "Partial",
     "Signature",
+    "chain",
+    "chord",
+    "chunks",
     "expo",
     "fixed",
     "group",
     "linear",
+    "signature",
     # What was enqueued
     "AsyncResult",
     "EagerResult",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
+    from pgtasks.signature import Node
     from pgtasks.worker.process import WorkerProcess
 
 T = TypeVar("T")

@@ -20,12 +20,10 @@ from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
-from pgtasks.signature import Node, Signature
+from pgtasks.signature import NamedTask, Node, Partial
 
 MAX_NESTING = 64
 MAX_REPLACEMENT = 16 * 2**20  # bytes of JSON
-# Of the options of a call, those that say when: for what runs first.
-TIMES = frozenset(("countdown", "eta"))
 # Of the options of a signature, those that make no part of its job.
 NOT_THE_JOBS = frozenset(("link", "link_error", "connection"))
 
@@ -84,19 +82,6 @@ class GroupEnd(NamedTuple):
 
 
 End = JobEnd | GroupEnd
-
-
-class Call(NamedTuple):
-    """What is added to a node where it is called, on its way down to the jobs."""
-
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
-    link: Sequence[Node[Any, Any]] = ()
-    link_error: Sequence[Node[Any, Any]] = ()
-
-
-PLAIN = Call()
 
 
 class Graph(NamedTuple):
@@ -185,8 +170,8 @@ def compile_graph(
 
     Args:
         node: what to compile.
-        args, kwargs, options: what is added at the call: arguments for what runs first; of the options
-            ``countdown`` and ``eta`` are for what runs first, ``task_id`` is for what runs last, others for all.
+        args, kwargs, options: what is added at the call: arguments and options for what runs first, and
+            ``task_id`` for what runs last.
         type: of the group at the end, or of the chord's header: what kind of bundle it is, for people.
         origin: of that bundle, and of every job that names none.
 
@@ -198,8 +183,10 @@ def compile_graph(
     for what, text in (("a bundle's type", type), ("origin", origin)):
         if text is not None:
             check_label(what, text)
+    if args or kwargs or options:
+        node = node.clone(args, kwargs, **(options or {}))
     compiler = _Compiler(type, origin)
-    end = compiler.add(node, Call(args, kwargs or {}, options or {}), None, None)
+    end = compiler.add(node, None, None)
     return Graph(compiler.jobs, compiler.finished_bundles(), end)
 
 
@@ -207,7 +194,7 @@ def compile_members(node: Node[Any, Any], place_id: str) -> Graph:
     """Compile what is to be a member, or several, of a group that is there already, under a stand-in for its id."""
     compiler = _Compiler(None, None)
     place = Bundle(place_id, "group", taken=True)
-    end = compiler.add(node, PLAIN, None, place)
+    end = compiler.add(node, None, place)
     compiler.bundles.append(place)
     bundles = [one for one in compiler.finished_bundles() if one.id != place_id]
     return Graph(compiler.jobs, bundles, end)
@@ -224,92 +211,71 @@ class _Compiler:
         self._root_id = None if request is None else request.root_id
         self._nesting = 0
 
-    def add(self, node: Node[Any, Any], call: Call, wait: Wait | None, place: Bundle | None) -> End:
+    def add(self, node: Node[Any, Any], wait: Wait | None, place: Bundle | None) -> End:
         """Add a node.
 
         Args:
             node: what to add.
-            call: what is added to it.
             wait: what its first jobs wait for.
             place: the bundle that its last jobs are members of; None: none but what they need themselves.
         """
+        if isinstance(node, Partial):
+            return self._add_job(node, wait, place)
         self._nesting += 1
         if self._nesting > MAX_NESTING:
-            raise ConfigurationError(f"a canvas is nested {MAX_NESTING} deep at most")
+            raise ConfigurationError(
+                f"a canvas is nested {MAX_NESTING} deep at most: found chains, groups or chords deeper than that"
+            )
         try:
-            if isinstance(node, Signature):
-                return self._add_job(node, call, wait, place)
-            inner = _call_of(node, call)
             if isinstance(node, group):
-                return self._add_group(node, inner, wait, place)
+                return self._add_group(node, wait, place)
             if isinstance(node, chord):
-                if node.body is None:
-                    raise ConfigurationError("a chord has no body: write chord(header, body)")
-                return self._add_steps([node.header, node.body], inner, wait, place, chord=True)
-            if isinstance(node, chain):
-                if not node.tasks:
-                    raise ConfigurationError("a chain has no step: write chain(a.s(…), b.s())")
-                return self._add_steps(node.tasks, inner, wait, place)
-            raise ConfigurationError(f"expected a signature, chain, group or chord, found {node!r}")
+                return self._add_steps(node.parts(), wait, place, is_chord=True)
+            assert isinstance(node, chain), node
+            return self._add_steps(node.unchain_tasks(), wait, place)
         finally:
             self._nesting -= 1
 
     def _add_steps(
         self,
         nodes: Sequence[Node[Any, Any]],
-        call: Call,
         wait: Wait | None,
         place: Bundle | None,
-        chord: bool = False,
+        is_chord: bool = False,
     ) -> End:
         """Add one after the other; of a chord, the header and the body."""
-        last = len(nodes) - 1
         parent: End | None = None
-        for index, node in enumerate(nodes):
-            step = Call(
-                call.args if index == 0 else (),
-                call.kwargs if index == 0 else {},
-                step_options(call.options, index == 0, index == last),
-                call.link if index == last else (),
-                # A chord's header has its own: what fails there makes the body fail.
-                () if chord and index != last else call.link_error,
-            )
-            if index == last:
-                end = self.add(node, step, wait, place)
-                return end if parent is None else with_parent(end, parent)
-            grouped = chord or ends_as_group(node)
+        for node in nodes[:-1]:
+            grouped = is_chord or ends_as_group(node)
             bundle = self._open("group" if grouped else "step")
             bundle.taken = True
             if grouped:
                 self._label(bundle)
-            end = self.add(node, step, wait, bundle)
+            end = self.add(node, wait, bundle)
             parent = end if parent is None else with_parent(end, parent)
             if not bundle.total:  # an empty group: what follows waits for what came before it
-                before = None if wait is None else wait.bundle
-                wait = Wait(before, "success", input="[]")
+                wait = Wait(None if wait is None else wait.bundle, "success", input="[]")
             elif isinstance(end, JobEnd) and not grouped:
                 wait = Wait(bundle, "success", "result", parent_id=end.id)
             else:
                 wait = Wait(bundle, "success", "results")
-        raise AssertionError("there is a last one")
+        end = self.add(nodes[-1], wait, place)
+        return end if parent is None else with_parent(end, parent)
 
     def _add_group(
-        self, node: group[Any], call: Call, wait: Wait | None, place: Bundle | None
+        self, node: group[Any], wait: Wait | None, place: Bundle | None
     ) -> GroupEnd:
-        id = call.options.get("task_id")
-        if id is not None:
-            options = {name: value for name, value in call.options.items() if name != "task_id"}
-            call = call._replace(options=options)
         bundle = place
         if bundle is None:
+            id = node.options.get("task_id")
             bundle = self._open("group", id=None if id is None else parse_id(str(id)))
             self._label(bundle)
         members: list[JobEnd] = []
-        for member in node.tasks:
-            end = self.add(member, call, wait, bundle)
+        for member in node.unroll():
+            end = self.add(member, wait, bundle)
             if isinstance(end, JobEnd):
                 members.append(end)
-            else:
+            else:  # the group at the end of a chain
                 members.extend(end.members)
         return GroupEnd(bundle, members, None)
 
@@ -319,18 +285,18 @@ class _Compiler:
         self._type = None
 
     def _add_job(
-        self, signature: Signature[Any], call: Call, wait: Wait | None, place: Bundle | None
+        self, signature: Partial[Any, Any], wait: Wait | None, place: Bundle | None
     ) -> JobEnd:
-        options = {**signature.options, **call.options} if call.options else signature.options
-        link = [*nodes_of(options, "link"), *call.link]
-        link_error = [*nodes_of(options, "link_error"), *call.link_error]
+        options = signature.options
+        link: Sequence[Node[Any, Any]] = options.get("link", ())
+        link_error: Sequence[Node[Any, Any]] = options.get("link_error", ())
         bundle = place
         if (link or link_error) and (place is None or place.kind == "group"):
             bundle = self._open("step", place)
         if bundle is not None and any(not _is_immutable(one) for one in link):
             bundle.taken = True
 
-        job = self._new_job(signature, call, options, bundle)
+        job = self._new_job(signature, bundle)
         self.jobs.append(job)
         if bundle is not None:
             counted = place or bundle
@@ -342,30 +308,21 @@ class _Compiler:
             self._let_wait(job, wait, signature.immutable, bundle)
 
         for callback in link:
-            self.add(callback, PLAIN, Wait(bundle, "success", "result", parent_id=job.id), None)
+            self.add(callback, Wait(bundle, "success", "result", parent_id=job.id), None)
         for errback in link_error:
-            self.add(errback, PLAIN, Wait(bundle, "failure", "error", parent_id=job.id), None)
+            self.add(errback, Wait(bundle, "failure", "error", parent_id=job.id), None)
         return JobEnd(job, None)
 
-    def _new_job(
-        self,
-        signature: Signature[Any],
-        call: Call,
-        options: Mapping[str, Any],
-        bundle: Bundle | None,
-    ) -> NewJob:
-        args, kwargs = signature.args, signature.kwargs
-        if not signature.immutable:
-            if call.args:
-                args = (*call.args, *args)
-            if call.kwargs:
-                kwargs = {**kwargs, **call.kwargs}
+    def _new_job(self, signature: Partial[Any, Any], bundle: Bundle | None) -> NewJob:
+        task, options = signature.task, signature.options
         if options:
             options = {name: value for name, value in options.items() if name not in NOT_THE_JOBS}
-        if bundle is not None and (bundle.taken or (bundle.parent is not None and bundle.parent.taken)):
-            if signature.may_ignore_result or options.get("ignore_result"):
-                options = {**options, "ignore_result": False}
-        job = signature.task.new_job(args, kwargs, options)
+        taken = bundle is not None and (
+            bundle.taken or (bundle.parent is not None and bundle.parent.taken)
+        )
+        if taken and (may_ignore(task) or options.get("ignore_result")):
+            options = {**options, "ignore_result": False}
+        job = task.new_job(signature.args, signature.kwargs, options)
         job.origin = job.origin or self._origin
         if self._root_id is None:
             self._root_id = job.id
@@ -435,23 +392,9 @@ class _Compiler:
                     stack.extend((one, False) for one in after)
 
 
-def step_options(options: Mapping[str, Any], first: bool, last: bool) -> Mapping[str, Any]:
-    """Return those options of a chain that are for one of its steps."""
-    if not options or (first and last):
-        return options
-    return {
-        name: value
-        for name, value in options.items()
-        if (first or name not in TIMES) and (last or name != "task_id")
-    }
-
-
-def nodes_of(options: Mapping[str, Any], name: str) -> Sequence[Node[Any, Any]]:
-    """Return the callbacks in an option: none, one or several."""
-    found = options.get(name)
-    if found is None:
-        return ()
-    return found if isinstance(found, list | tuple) else (found,)
+def may_ignore(task: Any) -> bool:
+    """Whether a task's results may not be kept, unless the call says so; of one that is not known here, always."""
+    return isinstance(task, NamedTask) or not task.options.stores_result
 
 
 def with_parent(end: End, parent: End) -> End:
@@ -466,16 +409,6 @@ def with_parent(end: End, parent: End) -> End:
     return parent
 
 
-def _call_of(node: Node[Any, Any], call: Call) -> Call:
-    """Add what a chain, group or chord itself says to what its call says."""
-    options = {**node.options, **call.options}
-    return call._replace(
-        options={name: value for name, value in options.items() if name not in NOT_THE_JOBS},
-        link=[*nodes_of(options, "link"), *call.link],
-        link_error=[*nodes_of(options, "link_error"), *call.link_error],
-    )
-
-
 def ends_as_group(node: Node[Any, Any]) -> bool:
     """Whether what follows gets a list."""
     while True:
@@ -488,7 +421,7 @@ def ends_as_group(node: Node[Any, Any]) -> bool:
 
 
 def _is_immutable(node: Node[Any, Any]) -> bool:
-    return isinstance(node, Signature) and node.immutable
+    return isinstance(node, Partial) and node.immutable
 
 
 def _document(job: NewJob) -> dict[str, Any]:

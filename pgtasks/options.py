@@ -31,6 +31,8 @@ MAX_CRASHES = 3
 # Characters of an origin, of a bundle's type, of a worker's name; the schema has the same limit.
 MAX_LABEL = 200
 QUEUE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+BUILTIN = "pgtasks."
+"""What the names of the built-in tasks begin with, and no others."""
 TASK_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:<>/-]{0,199}")
 
 HOST = r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"

@@ -24,7 +24,7 @@ from typing import (
 from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
-from pgtasks.options import check_queue_name, task_options
+from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class Registry:
         if not inspect.isclass(base) or not issubclass(base, Task):
             raise ConfigurationError(f"base is a subclass of pgtasks.Task, found {base!r}")
         name = options.pop("name", None) or task_name(function)
+        if isinstance(name, str) and name.startswith(BUILTIN):
+            raise ConfigurationError(
+                f"task name {name!r}: names that begin with {BUILTIN!r} are those of the built-in tasks, "
+                "give it another with name=…"
+            )
         task = base(cast("App", self), function, task_options(name, options))
         known = self.tasks.get(name)
         if known is not None and not _same_source(known.run, function):
@@ -140,6 +145,25 @@ class Registry:
                 importlib.import_module(f"{package}.{related_name}")
         for shared in shared_tasks:
             shared.register(cast("App", self))
+        self._add_builtin_tasks()
+
+    def own_tasks(self) -> list[str]:
+        """Return the names of the tasks that were registered here, sorted; those of the built-in ones not."""
+        return sorted(name for name in self.tasks if not name.startswith(BUILTIN))
+
+    def known_task(self, name: str) -> Task[..., Any] | None:
+        """Return the task of that name if it is registered or built in, and load nothing."""
+        if name.startswith(BUILTIN):
+            self._add_builtin_tasks()
+        return self.tasks.get(name)
+
+    def _add_builtin_tasks(self) -> None:
+        from pgtasks.builtin_tasks import FUNCTIONS
+
+        for name, function in FUNCTIONS.items():
+            if name not in self.tasks:
+                options = TaskOptions(name=name, bind=True)
+                self.tasks[name] = Task(cast("App", self), function, options)
 
     def find_task(self, name: str) -> Task[..., Any]:
         """Return the task of that name.
@@ -152,7 +176,7 @@ class Registry:
         try:
             return self.tasks[name]
         except KeyError:
-            known = ", ".join(sorted(self.tasks)) or "none"
+            known = ", ".join(self.own_tasks()) or "none"
             raise UnknownTaskError(
                 f"no task is named {name!r} in this app: found {known}"
             ) from None

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from pgtasks import codec
-from pgtasks.canvas import Signature
+from pgtasks.canvas import Partial, Signature
+from pgtasks.canvas import chunks as chunked
 from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
@@ -31,13 +43,18 @@ from pgtasks.options import (
 from pgtasks.parameters import Parameters
 from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
+from pgtasks.signature import ACCUMULATE, LINKS, MAP, STARMAP, Node, loop, signature
 
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.eager import EagerResult
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
+T = TypeVar("T")
+A = TypeVar("A", contravariant=True)
+B = TypeVar("B")
 
 # Options of Celery's apply_async that change nothing here.
 CELERY_CALL_IGNORED = frozenset(
@@ -56,6 +73,13 @@ CELERY_CALL_IGNORED = frozenset(
 
 
 HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
+
+
+class Takes(Protocol[A, Q, T]):
+    """A task of at least one argument, for type checkers: it is how they know the type of the first."""
+
+    def delay(self, first: A, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[T]:
+        """Write a job."""
 
 
 class Task(Generic[P, R]):
@@ -130,12 +154,15 @@ class Task(Generic[P, R]):
             kwargs: keyword arguments.
             options: ``task_id`` (a UUID), ``countdown`` (seconds from now) or ``eta`` (an aware
                 datetime), ``expires`` (seconds from now, or an aware datetime), ``queue``,
-                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``.
+                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``; ``link`` and
+                ``link_error``: a signature or a list of them, to run once it has succeeded or failed.
 
         Raises:
             TypeError: the function does not take these arguments, or there is no such option.
             EncodingError: JSON cannot carry one of the arguments.
         """
+        if any(options.get(name) for name in LINKS):
+            return self.signature(args, kwargs, **options).apply_async()
         connection = options.pop("connection", self.connection)
         return self.app.send(self.new_job(args, kwargs or {}, options), connection)
 
@@ -143,6 +170,8 @@ class Task(Generic[P, R]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[R]:
         """Write a job, with options for this call; see `apply_async`."""
+        if any(options.get(name) for name in LINKS):
+            return await self.signature(args, kwargs, **options).aapply_async()
         connection = options.pop("connection", self.connection)
         return await self.app.asend(self.new_job(args, kwargs or {}, options), connection)
 
@@ -174,6 +203,8 @@ class Task(Generic[P, R]):
             throw: raise what it ends with, instead of keeping it in the result.
             options: as for `apply_async`.
         """
+        if any(options.get(name) for name in LINKS):
+            return self.signature(args, kwargs, **options).apply(throw=throw)
         result = self.app.run_eagerly(self.new_job(args, kwargs or {}, options))
         if throw:
             result.get()
@@ -191,8 +222,21 @@ class Task(Generic[P, R]):
 
     # Describing a call
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
-        """Describe a call: a signature, for groups."""
+    @overload
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]: ...
+    @overload
+    def s(self: Takes[A, Q, T], *args: Q.args, **kwargs: Q.kwargs) -> Partial[A, T]: ...
+    @overload
+    def s(
+        self: Takes[A, Concatenate[B, Q], T], *args: Q.args, **kwargs: Q.kwargs
+    ) -> Partial[A, T]: ...
+    @overload
+    def s(self: Takes[A, Q, T]) -> Partial[A, T]: ...
+    def s(self, *args: Any, **kwargs: Any) -> Any:
+        """Describe a call: a signature. What comes before it in a canvas gives its first argument.
+
+        For type checkers, a call without its first argument, its first two, or any at all is a `Partial`.
+        """
         return Signature(self, args, kwargs)
 
     def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
@@ -208,7 +252,19 @@ class Task(Generic[P, R]):
         **options: Any,
     ) -> Signature[R]:
         """Describe a call with options."""
-        return Signature(self, tuple(args), kwargs or {}, options, immutable=immutable)
+        return signature(self, args, kwargs, immutable=immutable, **options)
+
+    def map(self, it: Iterable[Any]) -> Signature[list[R]]:
+        """Describe one job that calls this for each element in turn, and gives the list of results."""
+        return loop(self, MAP, it)
+
+    def starmap(self, it: Iterable[Iterable[Any]]) -> Signature[list[R]]:
+        """Describe one job that calls this with the arguments in each element in turn."""
+        return loop(self, STARMAP, it)
+
+    def chunks(self, it: Iterable[Iterable[Any]], n: int) -> chunked[R]:
+        """Describe a group of jobs that each do what `starmap` does, for n elements."""
+        return chunked(self, it, n)
 
     # From inside of an attempt
 
@@ -295,7 +351,7 @@ class Task(Generic[P, R]):
                 f"{self.name} is transactional: what it wrote would be undone by replace(); enqueue the signature instead"
             )
         if ends_as_group(sig):
-            sig = sig | self.app.signature(ACCUMULATE, kwargs={"index": 0})
+            sig = sig | signature(ACCUMULATE, kwargs={"index": 0}, app=self.app)
         raise Replaced(compile_graph(sig, options={"task_id": request.id}).replacement())
 
     def add_to_chord(self, sig: Node[Any, Any], lazy: bool = False) -> AsyncResult[Any]:

@@ -19,7 +19,7 @@ def banner(app: App, parent: Parent) -> str:
     from pgtasks.version import VERSION
 
     options = parent.options
-    tasks = sorted(app.tasks)
+    tasks = app.own_tasks()
     shown = tasks[:LISTED] + ([f"… and {len(tasks) - LISTED} more"] if len(tasks) > LISTED else [])
     lines = {
         "app": app.name,
@@ -75,7 +75,7 @@ def warnings(app: App, options: WorkerOptions) -> list[str]:
 
     if options.pool == "prefork":
         return []
-    facts = {name: task_facts(task, options) for name, task in sorted(app.tasks.items())}
+    facts = {name: task_facts(app.tasks[name], options) for name in app.own_tasks()}
     hard = [
         name for name, one in facts.items() if one.time_limit is not None and not one.asynchronous
     ]

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from pgtasks import App, JobState
+from pgtasks.options import BUILTIN
 from pgtasks_cli import output
 from pgtasks_cli.liveness import NobodyError, claim_age, is_online, judge
 from pgtasks_cli.params import Names
@@ -102,7 +103,7 @@ def summary(session: Session, destination: Sequence[str]) -> None:
                     one.stats.get("held"),
                     sum(one.stats.get("finished", {}).values()),
                     ",".join(one.queues),
-                    len(one.tasks),
+                    len(own_tasks(one)),
                     one.started_at,
                     output.rough(one.beat_age) + " ago",
                 ]
@@ -114,6 +115,11 @@ def summary(session: Session, destination: Sequence[str]) -> None:
     output.show(
         session, [{**msgspec.structs.asdict(one), "online": is_online(one)} for one in found], text
     )
+
+
+def own_tasks(worker: WorkerInfo) -> list[str]:
+    """Return the names of the tasks that a worker knows, the built-in ones left out."""
+    return [name for name in worker.tasks if not name.startswith(BUILTIN)]
 
 
 def state(worker: WorkerInfo) -> str:
@@ -188,7 +194,7 @@ def registered(session: Session, destination: tuple[str, ...]) -> None:
       pgtasks inspect registered
     """
     found = workers(session.connect(), destination)
-    answer(session, {one.name: list(one.tasks) for one in found}, found)
+    answer(session, {one.name: own_tasks(one) for one in found}, found)
 
 
 @inspect.command("active_queues")

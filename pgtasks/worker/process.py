@@ -56,7 +56,7 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         SchemaError: the schema is missing or of another version.
     """
     app.load()
-    if not app.tasks:
+    if not app.own_tasks():
         raise ConfigurationError(
             f"app {app.name!r} has no tasks: define some with @app.task, or name the module with them"
         )
@@ -130,7 +130,7 @@ def register(
     }
     published = [
         (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
-        for task in tasks
+        for task in map(app.tasks.__getitem__, app.own_tasks())
     ]
     with app.pools.connect() as connection:
         return run(connection, operations.register_worker(description, published))

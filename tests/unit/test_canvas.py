@@ -86,11 +86,6 @@ def test_set_adds_options_and_may_change_immutability():
     assert not signature.set(immutable=False).immutable
 
 
-def test_a_signature_cannot_be_changed():
-    with pytest.raises(AttributeError):
-        add.s(1).args = ()  # type: ignore[misc]
-
-
 def test_equal_calls_are_equal():
     assert add.s(1, b=2) == add.s(1, b=2)
     assert add.s(1) != add.s(2)
@@ -125,7 +120,7 @@ def test_a_partial_signature_is_checked_when_it_becomes_a_job():
 
 def test_what_json_cannot_carry_is_refused_with_its_path():
     with pytest.raises(EncodingError, match=r"^args\[0\]: NaN is not JSON"):
-        add.s(float("nan")).new_job()  # type: ignore[arg-type]
+        add.s(float("nan")).new_job()  # type: ignore[call-overload]
 
 
 def test_an_unknown_option_is_refused():
@@ -167,8 +162,8 @@ def test_what_is_no_signature_is_refused(members: Any):
 
 
 def test_a_group_shows_its_first_members():
-    assert repr(group(add.s(1))) == "group(shop.add(1))"
-    assert repr(group(add.s(n) for n in range(9))).endswith("shop.add(4), …)")
+    assert repr(group(add.s(1))) == "group([shop.add(1)])"
+    assert repr(group(add.s(n) for n in range(9))).endswith("shop.add(4), … 4 more])")
 
 
 def test_the_members_of_a_group_become_rows_of_one_bundle():

@@ -4,7 +4,20 @@ import inspect
 
 import pytest
 
-from pgtasks import App, AsyncResult, EagerResult, GroupResult, ResultSet, Signature, Task, group
+from pgtasks import (
+    App,
+    AsyncResult,
+    EagerResult,
+    GroupResult,
+    Partial,
+    ResultSet,
+    Signature,
+    Task,
+    chain,
+    chord,
+    chunks,
+    group,
+)
 from pgtasks.eager import EagerGroupResult
 from pgtasks.registry import Registry
 
@@ -16,8 +29,12 @@ CLASSES = [
     ResultSet,
     GroupResult,
     EagerGroupResult,
+    Partial,
     Signature,
+    chain,
     group,
+    chord,
+    chunks,
 ]
 
 # Public names that begin with an a, and are nobody's twin.
@@ -34,6 +51,17 @@ NO_TWINS = {
 
 # What changes which results are in a set; no database is asked.
 MEMBERSHIP = {"add", "clear", "discard", "remove", "update"}
+# What a node of a canvas does without any I/O.
+DESCRIBING = {
+    "check",
+    "clone",
+    "link",
+    "link_error",
+    "on_error",
+    "set",
+    "set_immutable",
+    "to_dict",
+}
 
 # What does I/O in one step only, or is a block: without a twin, for a reason.
 ALONE = {
@@ -54,12 +82,15 @@ ALONE = {
     Task: {
         "apply",  # runs here and now, like the function itself
         "AsyncResult",
+        "chunks",
+        "map",
         "new_job",
         "retry",
         "s",
         "si",
         "signature",
         "update_state",  # writes into memory, and waits for nobody
+        "starmap",
         "using",
         "run",
         "before_start",
@@ -73,8 +104,12 @@ ALONE = {
     ResultSet: MEMBERSHIP,
     GroupResult: {"as_tuple"} | MEMBERSHIP,
     EagerGroupResult: {"as_tuple"} | MEMBERSHIP,
-    Signature: {"apply", "clone", "new_job", "set"},
-    group: set(),
+    Partial: {"apply", "new_job", "shown_with"} | DESCRIBING,
+    Signature: {"apply", "new_job", "shown_with"} | DESCRIBING,
+    chain: {"unchain_tasks"} | DESCRIBING,
+    group: {"shown_tasks", "skew", "unroll"} | DESCRIBING,
+    chord: {"parts"} | DESCRIBING,
+    chunks: {"group", "shown_tasks", "skew", "unroll"} | DESCRIBING,
 }
 
 

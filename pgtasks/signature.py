@@ -1,0 +1,649 @@
+"""One call that is described and not made yet: `Signature`; and what every part of a canvas can do: `Node`.
+
+A canvas is a tree of nodes: signatures, and the chains, groups and chords made of them (`pgtasks.canvas`).
+Nodes are descriptions: no I/O here. What enqueues them hands them to the app (`App.send_graph`).
+
+As in Celery, `set`, `link` and `link_error` change the node; `clone` and ``|`` make a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
+
+from pgtasks.context import current_app
+from pgtasks.errors import ConfigurationError
+from pgtasks.options import BUILTIN, check_task_name
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pgtasks.app import App
+    from pgtasks.canvas import chain
+    from pgtasks.eager import EagerResult
+    from pgtasks.job import NewJob
+    from pgtasks.result import AsyncResult
+    from pgtasks.task import Task
+
+A = TypeVar("A", contravariant=True)
+"""What a node still needs as its first argument: Any, if it needs nothing that is known."""
+
+R = TypeVar("R", covariant=True)
+"""What its result is."""
+
+T = TypeVar("T")
+
+MAP, STARMAP, ACCUMULATE = f"{BUILTIN}map", f"{BUILTIN}starmap", f"{BUILTIN}accumulate"
+
+LINKS = ("link", "link_error")
+
+# How much of a call or of a canvas its repr shows.
+SHOWN_ITEMS = 10
+SHOWN_CHARACTERS = 100
+
+
+class Node(Generic[A, R]):
+    """A part of a canvas: a signature, chain, group or chord.
+
+    Attributes:
+        options: as for ``apply_async``; ``link`` and ``link_error`` are lists of nodes, absent if there
+            are none. Those of a chain, group or chord stay with it until it is written.
+    """
+
+    __slots__ = ("_app", "options")
+    __hash__ = None  # type: ignore[assignment] # it can change
+
+    kind: ClassVar[str] = ""  # Celery's subtask_type; none for a signature
+    _app: App | None
+    options: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls._read
+
+    # What it belongs to
+
+    @property
+    def app(self) -> App:
+        """The app that writes it: its own, that of its first task that has one, or the current one."""
+        return self._known_app() or current_app()
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether something is linked to it."""
+        return bool(self.options) and ("link" in self.options or "link_error" in self.options)
+
+    def _known_app(self) -> App | None:
+        raise NotImplementedError
+
+    def _connection(self) -> Any:
+        """Return the connection that its first task is to be written on, if one was named."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise ConfigurationError unless it can be enqueued as it is."""
+
+    # Changing and copying
+
+    def clone(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Node[Any, R]:
+        """Return a copy with these arguments before its own, and these keywords and options added."""
+        raise NotImplementedError
+
+    def set(self, immutable: bool | None = None, **options: Any) -> Self:
+        """Add options to it, and return it."""
+        if immutable is not None:
+            self.set_immutable(immutable)
+        self.options = merge_options(self.options, options, copies=False)
+        return self
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Let it take no more arguments, such as the result of what comes before it, or let it again."""
+        raise NotImplementedError
+
+    def link(self, callback: Node[R, T]) -> Node[R, T]:
+        """Run a signature with its result once it has succeeded; return that signature."""
+        self._append("link", callback)
+        return callback
+
+    def link_error(self, errback: Node[Any, T]) -> Node[Any, T]:
+        """Run a signature once it has failed; return that signature."""
+        self._append("link_error", errback)
+        return errback
+
+    def on_error(self, errback: Node[Any, Any]) -> Self:
+        """Run a signature once it has failed; return this node, and not the signature."""
+        self.link_error(errback)
+        return self
+
+    def _append(self, option: str, callback: object) -> None:
+        linked = self.options.get(option, [])
+        self.options[option] = linked + [
+            one for one in nodes(option, callback) if one not in linked
+        ]
+
+    def __or__(self, other: Node[R, T], /) -> Node[Any, T]:
+        raise NotImplementedError
+
+    def __copy__(self) -> Node[Any, R]:
+        return self.clone()
+
+    def __deepcopy__(self, memo: object) -> Node[Any, R]:
+        return self.clone()
+
+    # As data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as Celery writes it: JSON can carry it, if it can carry the arguments.
+
+        A ``connection`` among its options is left out.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], app: App | None = None) -> Node[Any, Any]:
+        """Build the node that `to_dict` described, or Celery's own signature, of whatever kind it is.
+
+        Args:
+            d: the description.
+            app: whose tasks are meant; the current app's, if not said.
+
+        Raises:
+            ConfigurationError: it describes no node.
+        """
+        return read(d, app)
+
+    @classmethod
+    def _read(cls, d: Mapping[str, Any], app: App | None) -> Node[Any, Any]:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return read, (self.to_dict(),)
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any], Any], Node[Any, Any]]] = {}
+"""How each kind is read; written when its class is defined."""
+
+
+class Partial(Node[A, R]):
+    """A signature whose first argument is not given yet: the result of what comes before it will be.
+
+    For type checkers: ``add.s(2)`` of ``add(x: int, y: int)`` is a ``Partial[int, int]``. At run time
+    every signature is a `Signature`.
+    """
+
+    __slots__ = ("_task", "args", "immutable", "kwargs", "task_name")
+
+    _task: Task[..., Any] | None
+    task_name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    immutable: bool
+
+    @property
+    def task(self) -> Task[..., R]:
+        """The task; for a name that is not registered here, what writes its jobs by that name."""
+        if self._task is not None:
+            return self._task
+        app = self.app
+        known = app.known_task(self.task_name)
+        return known or cast("Task[..., R]", NamedTask(self.task_name, app))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Partial):
+            return NotImplemented
+        return (
+            self.task_name == other.task_name
+            and self.args == other.args
+            and self.kwargs == other.kwargs
+            and self.options == other.options
+            and self.immutable == other.immutable
+        )
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        if self.task_name in (MAP, STARMAP):
+            star = "*" if self.task_name == STARMAP else ""
+            inner, it = self.kwargs.get("task"), self.kwargs.get("it")
+            return f"[{inner}({star}x) for x in {shown(it)}]"
+        return self.shown_with()
+
+    def shown_with(self, *first: str) -> str:
+        """Return what repr shows, with these texts as the first arguments."""
+        given = [
+            *first,
+            *map(shown, self.args),
+            *(f"{name}={shown(value)}" for name, value in self.kwargs.items()),
+        ]
+        return f"{self.task_name}({cut(given, ', ')})"
+
+    def _known_app(self) -> App | None:
+        return self._app or (None if self._task is None else self._task.app)
+
+    def _connection(self) -> Any:
+        return self.options.get("connection") or (self._task and self._task.connection)
+
+    def clone(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Signature[R]:
+        """Return a copy with these arguments before its own, and these keywords and options added.
+
+        An immutable one takes the options only.
+        """
+        new: Signature[R] = Signature.__new__(Signature)
+        new._app, new._task, new.task_name = self._app, self._task, self.task_name
+        new.immutable = self.immutable
+        new.options = merge_options(self.options, options)
+        if self.immutable:
+            new.args, new.kwargs = self.args, {**self.kwargs}
+        else:
+            new.args = (*args, *self.args) if args else self.args
+            new.kwargs = {**self.kwargs, **(kwargs or {})}
+        return new
+
+    def set_immutable(self, immutable: bool) -> None:
+        """Let it take no more arguments, or let it again."""
+        self.immutable = immutable
+
+    def __or__(self, other: Node[R, T], /) -> chain[T]:
+        """Chain them: the other one runs with the result of this one."""
+        from pgtasks.canvas import chain
+
+        if not isinstance(other, Node):
+            return NotImplemented
+        return chain(self, other)
+
+    # Running it
+
+    def __call__(self, first: A, /, *args: Any, **kwargs: Any) -> R:
+        """Run the function here and now, without a job."""
+        call = self.clone((first, *args), kwargs)
+        return call.task(*call.args, **call.kwargs)
+
+    def delay(self, first: A, /, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+        """Enqueue it, with these arguments before its own."""
+        return self.apply_async((first, *args), kwargs)
+
+    async def adelay(self, first: A, /, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+        """Enqueue it, with these arguments before its own."""
+        return await self.aapply_async((first, *args), kwargs)
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """Enqueue it, with arguments and options added; see `Task.apply_async`."""
+        call = self.clone(args, kwargs, **options)
+        if not call.has_callbacks:
+            return call.task.apply_async(call.args, call.kwargs, **call.options)
+        result = call.app.send_graph(call, (), {}, {}, connection=call._connection())
+        return cast("AsyncResult[R]", result)
+
+    async def aapply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[R]:
+        """Enqueue it, with arguments and options added; see `Task.apply_async`."""
+        call = self.clone(args, kwargs, **options)
+        if not call.has_callbacks:
+            return await call.task.aapply_async(call.args, call.kwargs, **call.options)
+        result = await call.app.asend_graph(call, (), {}, {}, connection=call._connection())
+        return cast("AsyncResult[R]", result)
+
+    def apply(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> EagerResult[R]:
+        """Run it here and now as a worker would, and what is linked to it, without a database."""
+        call = self.clone(args, kwargs, **options)
+        if not call.has_callbacks:
+            return call.task.apply(call.args, call.kwargs, **call.options)
+        throw = call.options.pop("throw", False)
+        app = call.app
+        with app.eager():
+            result = app.send_graph(call, (), {}, {})
+        if throw:
+            result.get()
+        return cast("EagerResult[R]", result)
+
+    def new_job(self) -> NewJob:
+        """Build the job that the call makes, without what is linked to it."""
+        options = self.options
+        if options and any(name in options for name in ("connection", *LINKS)):
+            options = {k: v for k, v in options.items() if k != "connection" and k not in LINKS}
+        return self.task.new_job(self.args, self.kwargs, options)
+
+    # As data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as Celery writes it: JSON can carry it, if it can carry the arguments."""
+        return {
+            "task": self.task_name,
+            "args": list(self.args),
+            "kwargs": dict(self.kwargs),
+            "options": options_to_dict(self.options),
+            "subtask_type": None,
+            "immutable": self.immutable,
+        }
+
+
+class Signature(Partial[Any, R]):
+    """A call that is described and not made yet.
+
+    Args:
+        task: the task, or its name.
+        args: positional arguments. Those given at the call go before them.
+        kwargs: keyword arguments. Those given at the call win.
+        options: as for ``apply_async``.
+        immutable: take no arguments at the call.
+        app: whose task that is, for a name; the current app's, if not said.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        task: Task[..., R] | NamedTask | str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        immutable: bool = False,
+        *,
+        app: App | None = None,
+    ) -> None:
+        self._app = app
+        if isinstance(task, str):
+            check_task_name(task)
+            self._task, self.task_name = None, task
+        elif isinstance(task, NamedTask):
+            self._app = app or task.app
+            self._task, self.task_name = None, task.name
+        else:
+            try:
+                self._task, self.task_name = task, task.name
+            except AttributeError:
+                raise ConfigurationError(
+                    f"a signature is made of a task or its name, found {task!r}: write task.s(…)"
+                ) from None
+        self.args = tuple(args)
+        self.kwargs = {} if kwargs is None else kwargs if type(kwargs) is dict else dict(kwargs)
+        self.options = merge_options({}, options) if options else {}
+        self.immutable = immutable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        """Run the function here and now, without a job."""
+        call = self.clone(args, kwargs)
+        return call.task(*call.args, **call.kwargs)
+
+    def __invert__(self) -> R:
+        """Enqueue it and wait for its result: ``~sig``."""
+        return self.delay().get()
+
+    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+        """Enqueue it, with these arguments before its own."""
+        return self.apply_async(args, kwargs)
+
+    async def adelay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
+        """Enqueue it, with these arguments before its own."""
+        return await self.aapply_async(args, kwargs)
+
+
+class NamedTask:
+    """Stands for a task that is not registered here: its jobs are written by its name."""
+
+    connection: Any = None
+
+    def __init__(self, name: str, app: App) -> None:
+        self.name = name
+        self.app = app
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}, not registered in {self.app!r}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise UnknownTaskError, unless its module is found and loaded only now."""
+        return self.app.find_task(self.name)(*args, **kwargs)
+
+    def apply(self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any) -> Any:
+        """Raise UnknownTaskError, unless its module is found and loaded only now."""
+        return self.app.find_task(self.name).apply(args, kwargs, **options)
+
+    def apply_async(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any
+    ) -> AsyncResult[Any]:
+        """Write a job by name."""
+        return self.app.send_task(self.name, args, kwargs, **options)
+
+    async def aapply_async(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], **options: Any
+    ) -> AsyncResult[Any]:
+        """Write a job by name."""
+        return await self.app.asend_task(self.name, args, kwargs, **options)
+
+    def new_job(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], said: Mapping[str, Any] | None = None
+    ) -> NewJob:
+        """Build the job for a call; its arguments are bound by the worker that knows the task."""
+        return self.app._named_job(self.name, args, kwargs, said or {})
+
+
+@overload
+def signature(varies: Node[Any, R], *, app: App | None = None) -> Node[Any, R]: ...
+@overload
+def signature(varies: Mapping[str, Any], *, app: App | None = None) -> Node[Any, Any]: ...
+@overload
+def signature(
+    varies: Task[..., R],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    app: App | None = None,
+    immutable: bool = False,
+    **options: Any,
+) -> Signature[R]: ...
+@overload
+def signature(
+    varies: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    app: App | None = None,
+    immutable: bool = False,
+    **options: Any,
+) -> Signature[Any]: ...
+def signature(
+    varies: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    app: App | None = None,
+    immutable: bool = False,
+    **options: Any,
+) -> Any:
+    """Describe a call of a task, which need not be registered here: ``signature("shop.mail", ("ann",))``.
+
+    Args:
+        varies: a task or its name; or a signature, which is copied; or what its ``to_dict()`` gave.
+        args: positional arguments. Those given at the call go before them.
+        kwargs: keyword arguments. Those given at the call win.
+        app: whose task that is, for a name; the current app's, if not said.
+        immutable: take no arguments at the call.
+        options: as for ``apply_async``.
+    """
+    if isinstance(varies, Node):
+        return varies.clone()
+    if isinstance(varies, Mapping):
+        return read(varies, app)
+    said = {**(options.pop("options", None) or {}), **options}  # Celery takes them in one, too
+    return Signature(varies, args, kwargs, said, immutable, app=app)
+
+
+def loop(task: Task[..., R], name: str, it: Iterable[Any]) -> Signature[list[R]]:
+    """Return the signature of the one job that calls a task for every element; see `pgtasks.builtin_tasks`."""
+    if task.options.raw:
+        raise ConfigurationError(
+            f"task {task.name!r} is raw, it receives its job: found arguments for it, by map or starmap"
+        )
+    items = list(it) if name == MAP else [list(item) for item in it]
+    for item in items:
+        task.parameters.bind((item,) if name == MAP else item, {})
+    options: dict[str, Any] = {
+        # It goes where the task goes, not where the built-in one does.
+        "queue": task.app.routed_queue(task.name) or task.queue,
+        "priority": task.options.priority,
+    }
+    if task.connection is not None:
+        options["connection"] = task.connection
+    kwargs = {"task": task.name, "it": items}
+    return Signature(name, (), kwargs, options, immutable=True, app=task.app)
+
+
+# Options
+
+
+def merge_options(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, copies: bool = True
+) -> dict[str, Any]:
+    """Return both, the new ones winning; callbacks as lists of nodes, the old ones copied if asked for."""
+    merged = {**old, **new}
+    for option in LINKS:
+        if option in new:
+            merged[option] = nodes(option, new[option])
+            if not merged[option]:
+                del merged[option]
+        elif option in merged and copies:
+            merged[option] = [one.clone() for one in merged[option]]
+    return merged
+
+
+def nodes(option: str, said: object) -> list[Node[Any, Any]]:
+    """Return callbacks as a list: given as one node, several, or their dicts; None is none.
+
+    Raises:
+        ConfigurationError: one of them is no node.
+    """
+    if said is None:
+        return []
+    found: list[Node[Any, Any]] = []
+    for one in said if isinstance(said, list | tuple) else [said]:
+        if not isinstance(one, Node | Mapping):
+            raise ConfigurationError(
+                f"{option} is a signature or a list of them, found {one!r}: write task.s(…)"
+            )
+        found.append(read(one) if isinstance(one, Mapping) else one)
+    return found
+
+
+def options_to_dict(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON can carry them."""
+    plain: dict[str, Any] = {}
+    for option, value in options.items():
+        if option == "connection":
+            continue
+        if option in LINKS:
+            plain[option] = [one.to_dict() for one in value]
+        elif isinstance(value, datetime):
+            plain[option] = value.isoformat()
+        elif isinstance(value, timedelta):
+            plain[option] = value.total_seconds()
+        else:
+            plain[option] = value
+    return plain
+
+
+# Reading
+
+
+def read(d: object, app: App | None = None) -> Node[Any, Any]:
+    """Build the node that `Node.to_dict`, or Celery, described; a node is returned as it is.
+
+    Raises:
+        ConfigurationError: it describes no node.
+    """
+    if isinstance(d, Node):
+        return d
+    if not isinstance(d, Mapping) or not isinstance(d.get("task"), str):
+        raise ConfigurationError(
+            f'a signature is read from a dict such as {{"task": "shop.add", "args": [1]}}, found {shown(d)}'
+        )
+    for key, types, expected in (
+        ("args", (list, tuple), "a list"),
+        ("kwargs", Mapping, "a dict"),
+        ("options", Mapping, "a dict"),
+    ):
+        if not isinstance(d.get(key) or (), (types, tuple)):
+            raise ConfigurationError(
+                f"{key!r} of a signature is {expected}, found {shown(d[key])} in {shown(d)}"
+            )
+    import pgtasks.canvas  # noqa: F401 (defines the other kinds)
+
+    said = d.get("subtask_type")
+    name = d["task"].removeprefix("celery.").removeprefix(BUILTIN)
+    kind = said if said is not None else name if name in KINDS and name != d["task"] else ""
+    try:
+        read_kind = KINDS[kind]
+    except KeyError:
+        raise ConfigurationError(
+            f"expected a signature, {', '.join(sorted(filter(None, KINDS)))}, found {kind!r} in {shown(d)}"
+        ) from None
+    return read_kind(d, app)
+
+
+def read_signature(d: Mapping[str, Any], app: App | None) -> Signature[Any]:
+    """Build the signature that a dict describes."""
+    name, kwargs = d["task"], dict(d.get("kwargs") or {})
+    if name.startswith("celery.") and name.removeprefix("celery.") in (
+        "map",
+        "starmap",
+        "accumulate",
+    ):
+        name = BUILTIN + name.removeprefix("celery.")
+        if isinstance(kwargs.get("task"), Mapping):
+            kwargs["task"] = kwargs["task"].get("task")
+    return Signature(
+        name,
+        d.get("args") or (),
+        kwargs,
+        read_options(d, app),
+        immutable=bool(d.get("immutable")),
+        app=app,
+    )
+
+
+KINDS[""] = read_signature
+
+
+def read_options(d: Mapping[str, Any], app: App | None) -> dict[str, Any]:
+    """Return the options in a dict, with its moments and callbacks rebuilt."""
+    options = dict(d.get("options") or {})
+    for option in LINKS:
+        if option in options:
+            said = options[option]
+            several = said if isinstance(said, list | tuple) else [] if said is None else [said]
+            options[option] = [read(one, app) for one in several]
+    for option in ("eta", "expires"):
+        if isinstance(options.get(option), str):
+            try:
+                options[option] = datetime.fromisoformat(options[option])
+            except ValueError:
+                raise ConfigurationError(
+                    f"{option} is a moment in ISO 8601, found {options[option]!r}"
+                ) from None
+    return options
+
+
+# Showing
+
+
+def shown(value: object) -> str:
+    """Return a value's repr, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+
+
+def cut(texts: Sequence[str], separator: str) -> str:
+    """Join texts, and say how many are left out."""
+    left_out = len(texts) - SHOWN_ITEMS
+    listed = [*texts[:SHOWN_ITEMS], f"… {left_out} more"] if left_out > 0 else texts
+    return separator.join(listed)
