@@ -17,14 +17,13 @@ from pgtasks.context import app_var, connection_var, having, remember_app
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.management import Management
 from pgtasks.options import check_limits
-from pgtasks.registry import Route
 from pgtasks.sending import Sending
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
-    from pgtasks.signature import Node
+    from pgtasks.registry import Route
     from pgtasks.worker.process import WorkerProcess
 
 T = TypeVar("T")

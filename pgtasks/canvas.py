@@ -13,9 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from pgtasks.errors import ConfigurationError
-from pgtasks.ids import new_id, parse_id
-from pgtasks.job import NewBundle, NewJob
-from pgtasks.options import BUILTIN, check_count, check_label
+from pgtasks.options import BUILTIN, check_count
 from pgtasks.signature import (
     LINKS,
     STARMAP,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import builtins
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pgtasks.errors import (
     ChordError,
     JobCancelledError,
@@ -49,17 +51,32 @@ def rebuild_error(app: App, job_id: str, state: JobState, error: JobError | None
     return original
 
 
-def chord_error(job_id: str, error: JobError | None) -> JobError:
-    """Return the error of what waited for a group in which this job failed; as pgtasks.first_failure in schema/."""
-    kind = "JobFailedError" if error is None else error.type.rpartition(".")[2]
-    text = "" if error is None else error.message[:1000].replace("'", "\\'")
-    message = f"Dependency {job_id} raised {kind}('{text}')"
-    return JobError(
-        type="pgtasks.errors.ChordError",
-        message=message,
-        traceback="" if error is None else error.traceback,
-        args=[message],
-    )
+def passed_error(job_id: str, state: JobState, error: JobError | None, in_group: bool) -> JobError:
+    """Return the error of what does not run because a job before it failed; as pgtasks.first_failure in schema/.
+
+    Args:
+        job_id: the job that failed.
+        state: how it ended.
+        error: what is stored of its error.
+        in_group: whether that is a member of a group, for all of which was waited.
+    """
+    if error is None or (state is JobState.CANCELLED and error.dependency is None):
+        kind = {JobState.CANCELLED: "JobCancelledError", JobState.EXPIRED: "JobExpiredError"}.get(
+            state, "JobFailedError"
+        )
+        message = f"job {job_id} ended {state}"
+        error = JobError(type=f"pgtasks.errors.{kind}", message=message, args=[message])
+    if in_group:
+        text = error.message[:1000].replace("'", "\\'")
+        message = f"Dependency {job_id} raised {error.type.rpartition('.')[2]}('{text}')"
+        return JobError(
+            type="pgtasks.errors.ChordError",
+            message=message,
+            traceback=error.traceback,
+            args=[message],
+            dependency=job_id,
+        )
+    return msgspec.structs.replace(error, dependency=error.dependency or job_id)
 
 
 def builtin_error(name: str) -> type[Exception] | None:

@@ -37,7 +37,7 @@ class Bundle(msgspec.Struct, eq=False):
     """
 
     id: str
-    kind: str
+    kind: Literal["group", "step"]
     parent: Bundle | None = None
     taken: bool = False
     total: int = 0
@@ -51,7 +51,7 @@ class Wait(NamedTuple):
 
     bundle: Bundle | None
     on: Literal["success", "failure"]
-    takes: str | None = None
+    takes: Literal["result", "results", "error"] | None = None
     input: str | None = None  # instead, for what takes the results of nothing
     parent_id: str | None = None  # the job before, if it is one
 
@@ -170,8 +170,9 @@ def compile_graph(
 
     Args:
         node: what to compile.
-        args, kwargs, options: what is added at the call: arguments and options for what runs first, and
-            ``task_id`` for what runs last.
+        args: what is added at the call: positional arguments for what runs first.
+        kwargs: keyword arguments for what runs first.
+        options: as the ``clone`` and the ``apply_async`` of the node take them.
         type: of the group at the end, or of the chord's header: what kind of bundle it is, for people.
         origin: of that bundle, and of every job that names none.
 
@@ -206,7 +207,9 @@ class _Compiler:
         self.bundles: list[Bundle] = []
         self._type = type
         self._origin = origin
-        self._followers: dict[str, list[Bundle]] = {}  # bundle id -> bundles of the jobs that wait for it
+        self._followers: dict[
+            str, list[Bundle]
+        ] = {}  # bundle id -> bundles of the jobs that wait for it
         request = current_request()
         self._root_id = None if request is None else request.root_id
         self._nesting = 0
@@ -262,9 +265,7 @@ class _Compiler:
         end = self.add(nodes[-1], wait, place)
         return end if parent is None else with_parent(end, parent)
 
-    def _add_group(
-        self, node: group[Any], wait: Wait | None, place: Bundle | None
-    ) -> GroupEnd:
+    def _add_group(self, node: group[Any], wait: Wait | None, place: Bundle | None) -> GroupEnd:
         bundle = place
         if bundle is None:
             id = node.options.get("task_id")
@@ -296,7 +297,7 @@ class _Compiler:
         if bundle is not None and any(not _is_immutable(one) for one in link):
             bundle.taken = True
 
-        job = self._new_job(signature, bundle)
+        job = self._new_job(signature, wait, bundle)
         self.jobs.append(job)
         if bundle is not None:
             counted = place or bundle
@@ -313,7 +314,9 @@ class _Compiler:
             self.add(errback, Wait(bundle, "failure", "error", parent_id=job.id), None)
         return JobEnd(job, None)
 
-    def _new_job(self, signature: Partial[Any, Any], bundle: Bundle | None) -> NewJob:
+    def _new_job(
+        self, signature: Partial[Any, Any], wait: Wait | None, bundle: Bundle | None
+    ) -> NewJob:
         task, options = signature.task, signature.options
         if options:
             options = {name: value for name, value in options.items() if name not in NOT_THE_JOBS}
@@ -322,7 +325,11 @@ class _Compiler:
         )
         if taken and (may_ignore(task) or options.get("ignore_result")):
             options = {**options, "ignore_result": False}
-        job = task.new_job(signature.args, signature.kwargs, options)
+        given: Sequence[int] = (0,)
+        if wait is not None and not signature.immutable and (wait.takes or wait.input):
+            # One that takes an error may be of the old style: with the job, its error and its traceback.
+            given = (1, 3) if wait.takes == "error" else (1,)
+        job = task.new_job(signature.args, signature.kwargs, options, given=given)
         job.origin = job.origin or self._origin
         if self._root_id is None:
             self._root_id = job.id
@@ -351,7 +358,9 @@ class _Compiler:
             said = codec.decode(job.options, "options") if job.options else {}
             job.options = codec.encode({**said, **stored}, "options")
 
-    def _open(self, kind: str, parent: Bundle | None = None, id: str | None = None) -> Bundle:
+    def _open(
+        self, kind: Literal["group", "step"], parent: Bundle | None = None, id: str | None = None
+    ) -> Bundle:
         bundle = Bundle(id or new_id(), kind, parent)
         self.bundles.append(bundle)
         return bundle

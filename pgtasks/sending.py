@@ -25,8 +25,8 @@ from pgtasks.task import Task, apply_call_options
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.signature import Node
     from pgtasks.db.run import Operation
+    from pgtasks.signature import Node
 
 T = TypeVar("T")
 Result = AsyncResult[Any] | GroupResult[Any]
@@ -160,7 +160,12 @@ class Sending(Registry):
         """Write a whole canvas in one transaction, unless jobs are run eagerly or ignored here.
 
         Args:
-            node, args, kwargs, options, type, origin: see `pgtasks.graph.compile_graph`.
+            node: what to write.
+            args: arguments for what runs first.
+            kwargs: keyword arguments for what runs first.
+            options: what is added to the node's own.
+            type: what kind of bundle its first group is.
+            origin: where it comes from.
             connection: write on this connection, in its transaction.
         """
         from pgtasks.db import operations
@@ -214,9 +219,7 @@ class Sending(Registry):
 
         place_id = new_id()
         graph = compile_members(node, place_id)
-        self.run(
-            operations.grow_group(bundle_id, graph.jobs, graph.bundles, place_id), connection
-        )
+        self.run(operations.grow_group(bundle_id, graph.jobs, graph.bundles, place_id), connection)
         return self._results_of(graph)
 
     async def agrow_group(

@@ -422,7 +422,12 @@ class NamedTask:
         return await self.app.asend_task(self.name, args, kwargs, **options)
 
     def new_job(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], said: Mapping[str, Any] | None = None
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        said: Mapping[str, Any] | None = None,
+        *,
+        given: Sequence[int] = (0,),
     ) -> NewJob:
         """Build the job for a call; its arguments are bound by the worker that knows the task."""
         return self.app._named_job(self.name, args, kwargs, said or {})

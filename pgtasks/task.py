@@ -48,6 +48,7 @@ from pgtasks.signature import ACCUMULATE, LINKS, MAP, STARMAP, Node, loop, signa
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.eager import EagerResult
+    from pgtasks.group_result import GroupResult
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -348,13 +349,15 @@ class Task(Generic[P, R]):
             )
         if self.options.transactional:
             raise ConfigurationError(
-                f"{self.name} is transactional: what it wrote would be undone by replace(); enqueue the signature instead"
+                f"{self.name} is transactional, and replace() would undo what it wrote: enqueue the signature instead"
             )
         if ends_as_group(sig):
             sig = sig | signature(ACCUMULATE, kwargs={"index": 0}, app=self.app)
         raise Replaced(compile_graph(sig, options={"task_id": request.id}).replacement())
 
-    def add_to_chord(self, sig: Node[Any, Any], lazy: bool = False) -> AsyncResult[Any]:
+    def add_to_chord(
+        self, sig: Node[Any, Any], lazy: bool = False
+    ) -> AsyncResult[Any] | GroupResult[Any]:
         """Add a signature to the group that this job is a member of, so that its end is waited for as well.
 
         It is written at once, in a transaction of its own: an attempt that is made again adds it again.
@@ -370,7 +373,9 @@ class Task(Generic[P, R]):
         if request is None or request.group is None:
             raise ValueError("this job is a member of no group")
         if lazy:
-            raise ConfigurationError("add_to_chord(lazy=True) would be waited for in vain: leave lazy out")
+            raise ConfigurationError(
+                "add_to_chord(lazy=True) would be waited for in vain: leave lazy out"
+            )
         return self.app.grow_group(request.group, sig)
 
     def update_state(
@@ -460,12 +465,24 @@ class Task(Generic[P, R]):
     # The row
 
     def new_job(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], said: Mapping[str, Any] | None = None
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        said: Mapping[str, Any] | None = None,
+        *,
+        given: Sequence[int] = (0,),
     ) -> NewJob:
-        """Build the job for a call: bind the arguments, encode them, apply the options."""
+        """Build the job for a call: bind the arguments, encode them, apply the options.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            said: the options of the call.
+            given: how many arguments it may be given before its own when it runs.
+        """
         options = self.options
         if not options.raw:
-            self.parameters.bind(args, kwargs)
+            self._bind(args, kwargs, given)
         job = NewJob(
             id=new_id(),
             task=options.name,
@@ -484,6 +501,16 @@ class Task(Generic[P, R]):
             job.parent_id = request.id
             job.root_id = request.root_id
         return job
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]) -> None:
+        for number in given:
+            try:
+                self.parameters.bind((*([None] * number), *args) if number else args, kwargs)
+            except TypeError:
+                if number == given[-1]:
+                    raise
+            else:
+                return
 
 
 class CoroutineTask(Task[P, R]):

@@ -102,7 +102,9 @@ def enqueue_job(job: NewJob) -> Statement[None]:
         )
     return Statement(
         name="enqueue_job",
-        parameters={name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS},
+        parameters={
+            name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS
+        },
         read=no_rows,
     )
 

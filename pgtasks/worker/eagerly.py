@@ -15,7 +15,7 @@ import msgspec
 from pgtasks import codec
 from pgtasks.context import Request, having
 from pgtasks.eager import EagerResult
-from pgtasks.failure import chord_error
+from pgtasks.failure import passed_error
 from pgtasks.graph import Graph, read_replacement
 from pgtasks.guard import Guard
 from pgtasks.job import Job, JobError, JobState, NewJob
@@ -115,7 +115,9 @@ class _EagerGraph:
     def run(self) -> dict[str, EagerResult[Any]]:
         while self._ready:
             job = self._ready.popleft()
-            failures = {id: self._failed_job(id) for id in self._results if self._results[id].failed()}
+            failures = {
+                id: self._failed_job(id) for id in self._results if self._results[id].failed()
+            }
             with having(eager_failures_var, failures):
                 self._end(job, run_eagerly(self._app, job))
         return self._results
@@ -157,10 +159,9 @@ class _EagerGraph:
                 if not passed_on:
                     self._release(job, [], failed_id=first.id)
             else:
-                error = result.error_info
-                if self._bundles[bundle_id].kind == "group" and not passed_on:
-                    error = chord_error(first.id, error)
-                else:
+                in_group = self._bundles[bundle_id].kind == "group" and not passed_on
+                error = passed_error(first.id, result.job_state, result.error_info, in_group)
+                if not in_group:
                     self._passive.add(job.id)
                 unreached.append((job, self._cancelled(job, error)))
         return unreached

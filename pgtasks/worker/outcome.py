@@ -1,9 +1,9 @@
 """What a result or an exception means for the job: succeed, retry, or fail. Pure.
 
-The rules, in order: ``Replaced`` goes on as another graph; ``Ignore`` succeeds without a result; ``Cancelled`` cancels; ``Reject`` fails whatever
-is left; ``Retry`` retries while its own maximum allows; any other exception, the time limits' among them,
-retries if it is of a class in ``retry_for``
-and of none in ``no_retry_for``, and a retry is left; else the job fails.
+The rules, in order: ``Replaced`` goes on as another graph; ``Ignore`` succeeds without a result;
+``Cancelled`` cancels; ``Reject`` fails whatever is left; ``Retry`` retries while its own maximum allows; any
+other exception, the time limits' among them, retries if it is of a class in ``retry_for`` and of none in
+``no_retry_for``, and a retry is left; else the job fails.
 
 A crash is no failure of the task: it uses up no retry.
 """

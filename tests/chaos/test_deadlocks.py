@@ -143,7 +143,7 @@ class Writer(threading.Thread):
             )
             for index in range(bundle.total)
         ]
-        run(self.connection, operations.enqueue_jobs(jobs, bundle))
+        run(self.connection, operations.enqueue_jobs(jobs, [bundle]))
         self.storm.jobs[task] += [job.id for job in jobs]
         self.storm.bundles.append(bundle.id)
         if task == MORTAL:

@@ -323,7 +323,7 @@ def running(app: App, echo: Any, worker: SimulatedWorker, connection: Any) -> It
     held = worker.claim_one()
     connection.execute("update pgtasks.worker set running = %s::uuid[]", [[result.id]])
     recorder(worker)(held, done=12, total=40, message="reading\x1b[1m", meta={"page": 3})
-    yield result
+    return result
 
 
 def test_the_command_line_shows_how_far_a_job_is(command: Command, running: Any):
@@ -393,4 +393,3 @@ def test_who_may_not_see_claims_is_told_of_no_member(dsns, owner):
             assert app.run(operations.list_running_members(bundle)) == []
         finally:
             app.close()
-

@@ -184,7 +184,7 @@ class DatabaseMachine(RuleBasedStateMachine):
         bundle = NewBundle(id=self.new_id(), total=count)
         self.model.bundles[bundle.id] = ModelBundle(bundle.id, count, count, stopped=count == 0)
         jobs = [self.new_job(task, queue, 0, when, bundle.id, index) for index in range(count)]
-        self.run(operations.enqueue_jobs(jobs, bundle))
+        self.run(operations.enqueue_jobs(jobs, [bundle]))
 
     @precondition(lambda self: len(list(self.model.live())) < ROOM)
     @rule(
@@ -232,7 +232,7 @@ class DatabaseMachine(RuleBasedStateMachine):
         bundle = NewBundle(id=self.new_id(), total=1)
         job = NewJob(id=self.new_id(), task=task, queue=queue, bundle_id=bundle.id)
         with self.connection.transaction(force_rollback=True):
-            self.run(operations.enqueue_jobs([job], bundle))
+            self.run(operations.enqueue_jobs([job], [bundle]))
             self.run(operations.cancel_jobs([*ids, job.id]))
             self.run(operations.reset_jobs([*ids, job.id]))
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from pgtasks import App, AsyncResult, EagerResult, GroupResult
+from pgtasks import App, AsyncResult, EagerResult, GroupResult, group
 from pgtasks.ids import new_id
-from pgtasks.job import NewBundle
 
 JOB, BUNDLE = new_id(), new_id()
 # What each statement finds: nothing waits, JOB runs and is the bundle's only member.
@@ -96,7 +95,7 @@ async def test_revoke_of_an_eager_result_does_nothing(app: Recording, twin: str)
 
     with app.eager():
         one = double.delay(1)
-        many = app.send_group([double.s(2).new_job()], NewBundle(id=BUNDLE, total=1))
+        many = group(double.s(2)).apply()
 
     for result in (one, many):
         await result_of(getattr(result, f"{twin}revoke"), terminate=True, signal="SIGTERM")

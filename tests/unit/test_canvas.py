@@ -9,6 +9,7 @@ import pytest
 
 from pgtasks import App, Signature, group
 from pgtasks.errors import ConfigurationError, EncodingError
+from pgtasks.graph import compile_graph
 
 app = App("shop", eager=True)
 
@@ -167,7 +168,8 @@ def test_a_group_shows_its_first_members():
 
 
 def test_the_members_of_a_group_become_rows_of_one_bundle():
-    jobs, bundle = group(add.s(1), add.s(2).set(origin="mine"))._rows("sum", "report")
+    sums = group(add.s(1), add.s(2).set(origin="mine"))
+    jobs, (bundle,), _ = compile_graph(sums, type="sum", origin="report")
 
     assert [job.bundle_id for job in jobs] == [bundle.id] * 2
     assert [job.bundle_index for job in jobs] == [0, 1]
@@ -218,9 +220,8 @@ def test_a_group_knows_how_its_members_ended():
 
 def test_an_ignored_member_is_left_out_of_the_bundle():
     with app.ignoring(add) as discarded:
-        jobs, bundle = group(add.s(1), add.s(2))._rows(None, None)
-        kept, left = app._kept(jobs, bundle)
+        kept = compile_graph(group(add.s(1), add.s(2))).without(app._ignores)
 
     assert len(discarded) == 2
-    assert kept == []
-    assert (left.id, left.total) == (bundle.id, 0)
+    assert list(kept.jobs) == []
+    assert list(kept.bundles) == []

@@ -227,7 +227,7 @@ def test_meta_that_json_cannot_carry_is_an_error_that_says_where(posted, task, m
 def test_what_is_too_large_together_is_an_error_too(posted, task):
     task.update_state(meta="x" * 9_000)
 
-    with pytest.raises(EncodingError, match="progress: .* bytes of JSON, expected at most 10,000"):
+    with pytest.raises(EncodingError, match=r"progress: .* bytes of JSON, expected at most 10,000"):
         say(1, 2, "y" * 2_000)
 
     assert current_job().progress.message is None
