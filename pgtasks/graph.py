@@ -20,7 +20,7 @@ from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
-from pgtasks.signature import NamedTask, Node, Partial
+from pgtasks.signature import NamedTask, Node, Partial, Signature
 
 MAX_NESTING = 64
 MAX_REPLACEMENT = 16 * 2**20  # bytes of JSON
@@ -273,6 +273,14 @@ class _Compiler:
             self._label(bundle)
         members: list[JobEnd] = []
         for member in node.unroll():
+            if wait is None and type(member) is Signature and not member.options:
+                # Most members of large groups: each call less is a percent.
+                job = self._new_job(member, None, bundle)
+                job.bundle_id, job.bundle_index = bundle.id, bundle.total
+                bundle.total += 1
+                self.jobs.append(job)
+                members.append(JobEnd(job, None))
+                continue
             end = self.add(member, wait, bundle)
             if isinstance(end, JobEnd):
                 members.append(end)
@@ -325,7 +333,7 @@ class _Compiler:
         )
         if taken and (may_ignore(task) or options.get("ignore_result")):
             options = {**options, "ignore_result": False}
-        given: Sequence[int] = (0,)
+        given: Sequence[int] = ()
         if wait is not None and not signature.immutable and (wait.takes or wait.input):
             # One that takes an error may be of the old style: with the job, its error and its traceback.
             given = (1, 3) if wait.takes == "error" else (1,)
@@ -376,6 +384,7 @@ class _Compiler:
                 type=one.type,
                 origin=one.origin,
                 parent_id=None if one.parent is None else one.parent.id,
+                root_id=self._root_id,
                 depth=one.depth,
                 total=one.total,
             )

@@ -252,7 +252,12 @@ class Sending(Registry):
                 if isinstance(one, JobEnd):
                     result: Result = result_of(app, one.job) if ran is None else ran[one.id]
                 else:
-                    members = [handle(member) for member in one.members]
+                    members = [
+                        result_of(app, member.job)
+                        if member.parent is None and ran is None
+                        else handle(member)
+                        for member in one.members
+                    ]
                     result = group_result(one, members)
                 result.parent = parent
                 parent = made[one.id] = result

@@ -427,7 +427,7 @@ class NamedTask:
         kwargs: Mapping[str, Any],
         said: Mapping[str, Any] | None = None,
         *,
-        given: Sequence[int] = (0,),
+        given: Sequence[int] = (),
     ) -> NewJob:
         """Build the job for a call; its arguments are bound by the worker that knows the task."""
         return self.app._named_job(self.name, args, kwargs, said or {})

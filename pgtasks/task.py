@@ -369,14 +369,13 @@ class Task(Generic[P, R]):
         Raises:
             ValueError: this job is a member of no group.
         """
-        request = request_var.get()
-        if request is None or request.group is None:
-            raise ValueError("this job is a member of no group")
-        if lazy:
-            raise ConfigurationError(
-                "add_to_chord(lazy=True) would be waited for in vain: leave lazy out"
-            )
-        return self.app.grow_group(request.group, sig)
+        return self.app.grow_group(_group_of_this_job(lazy), sig)
+
+    async def aadd_to_chord(
+        self, sig: Node[Any, Any], lazy: bool = False
+    ) -> AsyncResult[Any] | GroupResult[Any]:
+        """Add a signature to the group that this job is a member of; see `add_to_chord`."""
+        return await self.app.agrow_group(_group_of_this_job(lazy), sig)
 
     def update_state(
         self,
@@ -470,7 +469,7 @@ class Task(Generic[P, R]):
         kwargs: Mapping[str, Any],
         said: Mapping[str, Any] | None = None,
         *,
-        given: Sequence[int] = (0,),
+        given: Sequence[int] = (),
     ) -> NewJob:
         """Build the job for a call: bind the arguments, encode them, apply the options.
 
@@ -478,11 +477,14 @@ class Task(Generic[P, R]):
             args: positional arguments.
             kwargs: keyword arguments.
             said: the options of the call.
-            given: how many arguments it may be given before its own when it runs.
+            given: how many arguments it may be given before its own when it runs; none: 0.
         """
         options = self.options
         if not options.raw:
-            self._bind(args, kwargs, given)
+            if given:
+                self._bind_later(args, kwargs, given)
+            else:
+                self.parameters.bind(args, kwargs)
         job = NewJob(
             id=new_id(),
             task=options.name,
@@ -502,10 +504,12 @@ class Task(Generic[P, R]):
             job.root_id = request.root_id
         return job
 
-    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]) -> None:
+    def _bind_later(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]
+    ) -> None:
         for number in given:
             try:
-                self.parameters.bind((*([None] * number), *args) if number else args, kwargs)
+                self.parameters.bind((*[None] * number, *args), kwargs)
             except TypeError:
                 if number == given[-1]:
                     raise
@@ -519,6 +523,18 @@ class CoroutineTask(Task[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Return the function's coroutine, without a job."""
         return cast("Coroutine[Any, Any, R]", super().__call__(*args, **kwargs))
+
+
+def _group_of_this_job(lazy: bool) -> str:
+    """Return the bundle that the job which runs here is in; ValueError if it is in none."""
+    request = request_var.get()
+    if request is None or request.group is None:
+        raise ValueError("this job is a member of no group")
+    if lazy:
+        raise ConfigurationError(
+            "add_to_chord(lazy=True) would be waited for in vain: leave lazy out"
+        )
+    return request.group
 
 
 def at(when: datetime | timedelta) -> dict[str, Any]:

@@ -99,7 +99,7 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'grow_group', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
@@ -111,7 +111,9 @@ begin
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history'
                 ]),
+                ('pgtasks_inspector', array['graph_jobs']),
                 ('pgtasks_admin', array[
+                    'graph_jobs',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
                     'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
                 ])
@@ -130,7 +132,7 @@ grant insert (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin, parent_id, root_id, bundle_id,
     bundle_index, after_bundle_id, after_on, takes, input
 ) on pgtasks.job to pgtasks_producer;
-grant insert (id, kind, type, origin, parent_id, depth, total, remaining, stopped_at) on pgtasks.job_bundle
+grant insert (id, kind, type, origin, parent_id, root_id, depth, total, remaining, stopped_at) on pgtasks.job_bundle
 to pgtasks_producer;
 grant usage on sequence pgtasks.job_seq to pgtasks_producer;
 grant select on pgtasks.task to pgtasks_producer;

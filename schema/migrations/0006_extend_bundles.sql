@@ -15,10 +15,46 @@ alter table pgtasks.job_bundle
 alter table pgtasks.job drop constraint job_takes_check;
 alter table pgtasks.job add constraint job_takes_check check (takes in ('result', 'results', 'error'));
 
--- A whole graph by the id of its first job; and, to start a failed graph again, what had waited.
-create index job_root on pgtasks.job (root_id) where root_id is not null;
-create index job_history_root on pgtasks.job_history (root_id) where root_id is not null;
+-- A whole graph by the id of its first job. By its bundles, so that the members of large groups are in no index more.
+alter table pgtasks.job_bundle add column root_id uuid;
+create index job_bundle_root on pgtasks.job_bundle (root_id) where root_id is not null;
+create index job_alone on pgtasks.job (root_id)
+where root_id is not null and bundle_id is null and after_bundle_id is null;
+create index job_history_alone on pgtasks.job_history (root_id)
+where root_id is not null and bundle_id is null and after_bundle_id is null;
+
+-- To start a failed graph again: what had waited.
 create index job_history_waited on pgtasks.job_history (after_bundle_id) where after_bundle_id is not null;
+
+-- The ids of all jobs of a graph, live and finished, by the id of its first job.
+create function pgtasks.graph_jobs(p_root_id uuid) returns setof uuid
+language plpgsql stable
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    v_bundle_ids uuid[] := array(select b.id from pgtasks.job_bundle b where b.root_id = p_root_id);
+begin
+    return query
+    select j.id from pgtasks.job j where j.bundle_id = any(v_bundle_ids)
+    union
+    select h.id from pgtasks.job_history h where h.bundle_id = any(v_bundle_ids)
+    union
+    select j.id from pgtasks.job j where j.state = 'blocked' and j.after_bundle_id = any(v_bundle_ids)
+    union
+    select h.id from pgtasks.job_history h where h.after_bundle_id = any(v_bundle_ids)
+    union
+    select j.id from pgtasks.job j
+    where j.root_id = p_root_id and j.bundle_id is null and j.after_bundle_id is null
+    union
+    select h.id from pgtasks.job_history h
+    where h.root_id = p_root_id and h.bundle_id is null and h.after_bundle_id is null
+    union
+    select p_root_id;
+end
+$$;
 
 -- Bundles whose members are needed: open ones, and stopped steps of open groups.
 create view pgtasks.open_bundle as
@@ -398,12 +434,12 @@ language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 begin
-    insert into pgtasks.job_bundle (id, kind, type, origin, parent_id, depth, total, remaining, stopped_at)
+    insert into pgtasks.job_bundle (id, kind, type, origin, parent_id, root_id, depth, total, remaining, stopped_at)
     select
-        b.id, b.kind, b.type, b.origin, b.parent_id, b.depth + p_depth, b.total, b.total,
+        b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id, b.depth + p_depth, b.total, b.total,
         case when b.total = 0 then now() end
     from jsonb_to_recordset(p_bundles) as b (
-        id uuid, kind text, type text, origin text, parent_id uuid, depth integer, total integer
+        id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, depth integer, total integer
     );
 end
 $$;
@@ -440,8 +476,11 @@ begin
     end if;
     perform pgtasks.insert_bundles(p_graph -> 'bundles', v_depth);
     if v_step is not null and v_around.kind is distinct from 'step' then
-        insert into pgtasks.job_bundle (id, kind, parent_id, depth, total, remaining)
-        values (v_step, 'step', v_around.id, v_depth + (p_graph ->> 'step_depth')::integer, 1, 1);
+        insert into pgtasks.job_bundle (id, kind, parent_id, root_id, depth, total, remaining)
+        values (
+            v_step, 'step', v_around.id, coalesce(v_job.root_id, v_job.id), v_depth + (p_graph ->> 'step_depth')::integer,
+            1, 1
+        );
     end if;
 
     insert into pgtasks.job (

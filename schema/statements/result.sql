@@ -49,7 +49,7 @@ where j.bundle_id = (select b.id from bundle b where b.kind = 'step')
 
 -- name: get_children
 -- The jobs that a job enqueued or that follow it, oldest first, with the group that they are members of.
--- By the root, which has an index; a job without one is the root of what it enqueues.
+-- By the graph, which is found by its root; a job without one is the root of what it enqueues.
 select
     j.id::text,
     j.task,
@@ -59,14 +59,16 @@ select
         where b.id = j.bundle_id
     ) as group_id
 from pgtasks.jobs j
-where j.root_id = coalesce(
-        (
-            select p.root_id
-            from pgtasks.jobs p
-            where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
-        ),
-        %(id)s::uuid
-    )
+where j.id = any(array(
+        select pgtasks.graph_jobs(coalesce(
+            (
+                select p.root_id
+                from pgtasks.jobs p
+                where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
+            ),
+            %(id)s::uuid
+        ))
+    ))
     and j.parent_id = %(id)s::uuid
     and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
 order by j.id

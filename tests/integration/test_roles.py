@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "claim_jobs": WORKER,
     "ready_priorities": WORKER,
     "grow_group": PRODUCER,
+    "graph_jobs": PRODUCER | LOOK,
     "look": WORKER,
     "promote_jobs": WORKER,
     "finish_jobs": WORKER,

@@ -85,6 +85,7 @@ ALONE = {
         "chunks",
         "map",
         "new_job",
+        "replace",  # raises, as retry does
         "retry",
         "s",
         "si",
