@@ -101,8 +101,8 @@ class Workflow(Node[Any, R]):
     ) -> AsyncResult[R]:
         """Enqueue it all, in one transaction, with arguments for what runs first, and options added.
 
-        ``task_id`` and ``link`` are for the last step, ``link_error`` is for every step, ``origin`` for all,
-        other options are for what runs first.
+        ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for what runs first, other options
+        for all. The result is that of the last step.
         """
         self.check()
         connection = connection or self._connection()
@@ -283,18 +283,15 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
     def unchain_tasks(self) -> list[Node[Any, Any]]:
         """Return copies of its steps, with its options passed on to those that they are for.
 
-        ``link`` and ``task_id`` are for the last step, ``link_error`` is for every step, ``origin`` for those
-        that name none, other options are for the first step.
+        ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for the first, ``link_error`` and
+        other options for every step.
         """
         if not self.options:
             return list(self.tasks)
         steps = [task.clone() for task in self.tasks]
         first, last = steps[:1], steps[-1:]
-        pass_on(
-            self.options,
-            {"link": last, "task_id": last, "link_error": steps, "origin": steps},
-            first,
-        )
+        to = {"link": last, "task_id": last, "countdown": first, "eta": first}
+        pass_on(self.options, to, steps)
         return steps
 
     def check(self) -> None:
@@ -425,11 +422,7 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         if not self.options:
             return members
         members = [task.clone() for task in members]
-        pass_on(
-            self.options,
-            {"task_id": [], "link": members, "link_error": members, "origin": members},
-            members,
-        )
+        pass_on(self.options, {"task_id": []}, members)
         return members
 
     def check(self) -> None:
@@ -634,9 +627,17 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         if not isinstance(other, Node):
             return NotImplemented
         new = self.clone()
-        if new.body is not None:
-            own = {name: new.options.pop(name) for name in FOR_BODY if name in new.options}
-            pass_on(own, {}, [new.body])
+        if new.body is not None:  # its options are not for what is added
+            header, body = [new.header], [new.body]
+            to: dict[str, Sequence[Node[Any, Any]]] = {
+                "link": body,
+                "link_error": body,
+                "task_id": body,
+                "countdown": header,
+                "eta": header,
+            }
+            pass_on(new.options, to, [*header, *body])
+            new.options = {}
         new.body = cast("Any", other if new.body is None else new.body | other)
         return cast("chord[T]", new)
 
@@ -654,18 +655,6 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
     def tasks(self) -> list[Node[Any, Any]]:
         """The members of the header."""
         return self.header.tasks
-
-    def parts(self) -> tuple[group[Any], Node[Any, R]]:
-        """Return copies of its header and body, with its options passed on to those that they are for."""
-        self.check()
-        assert self.body is not None
-        header, body = self.header, self.body
-        if self.options:
-            header, body = header.clone(), body.clone()
-            to: dict[str, list[Node[Any, Any]]] = {option: [body] for option in FOR_BODY}
-            to |= {option: [header] for option in ("countdown", "eta")}
-            pass_on(self.options, to, [header, body])
-        return header, body
 
     def set_immutable(self, immutable: bool) -> None:
         """Let the members of its header take no more arguments, or let them again."""
@@ -761,9 +750,6 @@ class chunks(group[list[R]]):  # noqa: N801 (Celery's name, used like a function
         return chunks(found, listed(d, "it"), kwargs.get("n", 0), **read_options(d, app)).group()
 
 
-FOR_BODY = ("link", "link_error", "task_id")
-"""The options of a chord that are its body's."""
-
 # How many members of a group its repr shows.
 SHOWN_MEMBERS = 5
 
@@ -809,7 +795,7 @@ def pass_on(
     to: Mapping[str, Sequence[Node[Any, Any]]],
     others: Sequence[Node[Any, Any]],
 ) -> None:
-    """Add the options of a chain, group or chord to its parts: callbacks after their own, the rest over it.
+    """Add the options of a chain, group or chord to its parts: callbacks after their own, the rest over theirs.
 
     Args:
         options: what to add.
@@ -820,7 +806,7 @@ def pass_on(
         for part in to.get(option, others):
             if option in LINKS:
                 part._append(option, [one.clone() for one in value])
-            elif option != "origin" or option not in part.options:
+            else:
                 part.set(**{option: value})
 
 

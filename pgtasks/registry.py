@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -25,6 +25,7 @@ from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
 from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
+from pgtasks.signature import signature
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
 if TYPE_CHECKING:
@@ -156,6 +157,19 @@ class Registry:
         if name.startswith(BUILTIN):
             self._add_builtin_tasks()
         return self.tasks.get(name)
+
+    def signature(
+        self,
+        varies: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Describe a call of a task of this app by its name; see `pgtasks.signature`."""
+        app = cast("App", self)
+        return signature(varies, args, kwargs, app=app, immutable=immutable, **options)
 
     def _add_builtin_tasks(self) -> None:
         from pgtasks.builtin_tasks import FUNCTIONS

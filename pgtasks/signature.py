@@ -312,7 +312,13 @@ class Partial(Node[A, R]):
         options = self.options
         if options and any(name in options for name in ("connection", *LINKS)):
             options = {k: v for k, v in options.items() if k != "connection" and k not in LINKS}
-        return self.task.new_job(self.args, self.kwargs, options)
+        return (self._task or self.task).new_job(self.args, self.kwargs, options)
+
+    @property
+    def may_ignore_result(self) -> bool:
+        """Whether the task, as far as it is known here, stores no result of its own accord."""
+        task: Any = self.task
+        return isinstance(task, NamedTask) or not task.options.stores_result
 
     # As data
 
@@ -353,16 +359,17 @@ class Signature(Partial[Any, R]):
         app: App | None = None,
     ) -> None:
         self._app = app
-        if isinstance(task, str):
-            check_task_name(task)
-            self._task, self.task_name = None, task
-        elif isinstance(task, NamedTask):
-            self._app = app or task.app
-            self._task, self.task_name = None, task.name
-        else:
-            try:
-                self._task, self.task_name = task, task.name
-            except AttributeError:
+        try:  # of a task, first: a group is made of 100,000 of these
+            self.task_name = task.options.name  # type: ignore[union-attr]
+            self._task = cast("Task[..., R]", task)
+        except AttributeError:
+            self._task = None
+            if isinstance(task, NamedTask):
+                self._app, self.task_name = app or task.app, task.name
+            elif isinstance(task, str):
+                check_task_name(task)
+                self.task_name = task
+            else:
                 raise ConfigurationError(
                     f"a signature is made of a task or its name, found {task!r}: write task.s(…)"
                 ) from None

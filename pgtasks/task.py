@@ -73,14 +73,16 @@ CELERY_CALL_IGNORED = frozenset(
 )
 
 
+if TYPE_CHECKING:
+
+    class Takes(Protocol[A, Q, T]):
+        """A task of at least one argument: it is how type checkers know the type of the first."""
+
+        def delay(self, first: A, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[T]:
+            """Write a job."""
+
+
 HOOKS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
-
-
-class Takes(Protocol[A, Q, T]):
-    """A task of at least one argument, for type checkers: it is how they know the type of the first."""
-
-    def delay(self, first: A, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[T]:
-        """Write a job."""
 
 
 class Task(Generic[P, R]):
