@@ -281,18 +281,30 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
             task.set_immutable(immutable)
 
     def unchain_tasks(self) -> list[Node[Any, Any]]:
-        """Return copies of its steps, with its options passed on to those that they are for.
+        """Return its steps; copies with its options passed on to those that they are for.
 
         ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for the first, ``link_error`` and
-        other options for every step.
+        other options for every step. An empty group at the end is left out, if there is something before it:
+        nothing follows it.
         """
-        if not self.options:
-            return list(self.tasks)
-        steps = [task.clone() for task in self.tasks]
-        first, last = steps[:1], steps[-1:]
-        to = {"link": last, "task_id": last, "countdown": first, "eta": first}
-        pass_on(self.options, to, steps)
+        return self._spread(len(self.tasks) - self._idle_at_end())
+
+    def _spread(self, count: int) -> list[Node[Any, Any]]:
+        steps = self.tasks[:count]
+        if self.options:
+            steps = [task.clone() for task in steps]
+            first, last = steps[:1], steps[-1:]
+            to = {"link": last, "task_id": last, "countdown": first, "eta": first}
+            pass_on(self.options, to, steps)
         return steps
+
+    def _idle_at_end(self) -> int:
+        idle = 0
+        for task in reversed(self.tasks[1:]):
+            if not isinstance(task, group) or task.tasks:
+                break
+            idle += 1
+        return idle
 
     def check(self) -> None:
         """Raise ConfigurationError if it, or something in it, has no steps or no body."""
@@ -415,7 +427,7 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         return self
 
     def unroll(self) -> list[Node[Any, Any]]:
-        """Return its members, with its options passed on to each, and groups in it as their members."""
+        """Return its members, those of groups in it among them; copies with its options passed on, but task_id."""
         members: list[Node[Any, Any]] = []
         for task in self.tasks:
             members += task.unroll() if isinstance(task, group) else (task,)
@@ -627,18 +639,11 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         if not isinstance(other, Node):
             return NotImplemented
         new = self.clone()
-        if new.body is not None:  # its options are not for what is added
-            header, body = [new.header], [new.body]
-            to: dict[str, Sequence[Node[Any, Any]]] = {
-                "link": body,
-                "link_error": body,
-                "task_id": body,
-                "countdown": header,
-                "eta": header,
-            }
-            pass_on(new.options, to, [*header, *body])
-            new.options = {}
-        new.body = cast("Any", other if new.body is None else new.body | other)
+        if new.body is None:
+            new.body = cast("Any", other)
+        else:  # its options are not for what is added
+            header, body = self.parts()
+            new.header, new.body, new.options = header, cast("Any", body | other), {}
         return cast("chord[T]", new)
 
     def clone(
@@ -656,6 +661,31 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         """The members of the header."""
         return self.header.tasks
 
+    def parts(self) -> tuple[group[Any], Node[Any, R]]:
+        """Return its header and body; copies with its options passed on to those that they are for.
+
+        ``link``, ``link_error`` and ``task_id`` are for the body, ``countdown`` and ``eta`` for the members of the
+        header, other options for all.
+
+        Raises:
+            ConfigurationError: it has no body.
+        """
+        if self.body is None:
+            raise self._bodiless()
+        if not self.options:
+            return self.header, self.body
+        header, body = self.header.clone(), self.body.clone()
+        to: dict[str, Sequence[Node[Any, Any]]] = {"countdown": [header], "eta": [header]}
+        to |= {option: [body] for option in (*LINKS, "task_id")}
+        pass_on(self.options, to, [header, body])
+        return header, body
+
+    def _bodiless(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"a chord has a body, found none in {self!r}: write chord(header, body.s()) or "
+            "chord(header)(body.s()), or a group if nothing follows"
+        )
+
     def set_immutable(self, immutable: bool) -> None:
         """Let the members of its header take no more arguments, or let them again."""
         self.header.set_immutable(immutable)
@@ -663,10 +693,7 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
     def check(self) -> None:
         """Raise ConfigurationError if it has no body, or something in it has no steps or no body."""
         if self.body is None:
-            raise ConfigurationError(
-                f"a chord has a body, found none in {self!r}: write chord(header, body.s()) or "
-                "chord(header)(body.s()), or a group if nothing follows"
-            )
+            raise self._bodiless()
         self.header.check()
         self.body.check()
 
@@ -787,7 +814,7 @@ def steps_of(task: Node[Any, Any]) -> list[Node[Any, Any]]:
         if options:
             task = task.clone()
             pass_on(options, {"task_id": []}, [task])
-    return task.unchain_tasks() if isinstance(task, chain) else [task]
+    return task._spread(len(task.tasks)) if isinstance(task, chain) else [task]
 
 
 def pass_on(
