@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pgtasks.signature import ACCUMULATE, MAP, STARMAP
+from pgtasks.signatures import ACCUMULATE, MAP, STARMAP
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,13 @@ import msgspec
 import orjson
 
 from pgtasks import codec
-from pgtasks.canvas import chain, chord, group
+from pgtasks.canvas import Node, chain, chord, group
 from pgtasks.context import current_request
 from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
-from pgtasks.signature import NamedTask, Node, Partial, Signature
+from pgtasks.signatures import NamedTask, Partial, Signature
 
 MAX_NESTING = 64
 MAX_REPLACEMENT = 16 * 2**20  # bytes of JSON

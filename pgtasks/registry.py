@@ -25,7 +25,7 @@ from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
 from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
-from pgtasks.signature import signature
+from pgtasks.signatures import signature
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from pgtasks.task import Task, apply_call_options
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.db.run import Operation
-    from pgtasks.signature import Node
+    from pgtasks.node import Node
 
 T = TypeVar("T")
 Result = AsyncResult[Any] | GroupResult[Any]

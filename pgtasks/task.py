@@ -30,6 +30,7 @@ from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
+from pgtasks.node import LINKS, Node
 from pgtasks.options import (
     MANUAL_RETRIES,
     TaskOptions,
@@ -43,7 +44,7 @@ from pgtasks.options import (
 from pgtasks.parameters import Parameters
 from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
-from pgtasks.signature import ACCUMULATE, LINKS, MAP, STARMAP, Node, loop, signature
+from pgtasks.signatures import ACCUMULATE, MAP, STARMAP, loop, signature
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -74,11 +75,12 @@ CELERY_CALL_IGNORED = frozenset(
 
 
 if TYPE_CHECKING:
+    Given = TypeVar("Given", covariant=True)
 
-    class Takes(Protocol[A, Q, T]):
+    class Takes(Protocol[A, Q, Given]):
         """A task of at least one argument: it is how type checkers know the type of the first."""
 
-        def delay(self, first: A, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[T]:
+        def delay(self, first: A, /, *args: Q.args, **kwargs: Q.kwargs) -> AsyncResult[Given]:
             """Write a job."""
 
 
