@@ -59,7 +59,6 @@ class Workflow(Node[Any, R]):
             app: whose database; that of its first task, if not said.
             connection: write on this connection, in its transaction.
         """
-        self.check()
         connection = connection or self._connection()
         result = (app or self.app).send_graph(
             self, (), {}, {}, type=type, origin=origin, connection=connection
@@ -75,7 +74,6 @@ class Workflow(Node[Any, R]):
         connection: Any = None,
     ) -> AsyncResult[R]:
         """Enqueue it all, in one transaction; see `apply`."""
-        self.check()
         connection = connection or self._connection()
         result = await (app or self.app).asend_graph(
             self, (), {}, {}, type=type, origin=origin, connection=connection
@@ -96,7 +94,6 @@ class Workflow(Node[Any, R]):
         ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for what runs first, other options
         for all. The result is that of the last step.
         """
-        self.check()
         connection = connection or self._connection()
         given = merge_options({}, options)
         origin = given.get("origin")
@@ -115,7 +112,6 @@ class Workflow(Node[Any, R]):
         **options: Any,
     ) -> AsyncResult[R]:
         """Enqueue it all, in one transaction, with arguments and options added; see `apply_async`."""
-        self.check()
         connection = connection or self._connection()
         given = merge_options({}, options)
         origin = given.get("origin")
@@ -217,12 +213,6 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
     def __repr__(self) -> str:
         return cut([repr(task) for task in self.tasks], " | ") or "chain()"
 
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __bool__(self) -> bool:
-        return True
-
     def __call__(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
         """Enqueue it, with these arguments for its first step."""
         return self.apply_async(args, kwargs)
@@ -256,7 +246,14 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for the first, ``link_error`` and
         other options for every step. An empty group at the end is left out, if there is something before it:
         nothing follows it.
+
+        Raises:
+            ConfigurationError: it has no steps.
         """
+        if not self.tasks:
+            raise ConfigurationError(
+                "a chain has at least one step, found none: write chain(a.s(1), b.s())"
+            )
         return self._spread(len(self.tasks) - self._idle_at_end())
 
     def _spread(self, count: int) -> list[Node[Any, Any]]:
@@ -275,15 +272,6 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
                 break
             idle += 1
         return idle
-
-    def check(self) -> None:
-        """Raise ConfigurationError if it, or something in it, has no steps or no body."""
-        if not self.tasks:
-            raise ConfigurationError(
-                "a chain has at least one step, found none: write chain(a.s(1), b.s())"
-            )
-        for task in self.tasks:
-            task.check()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as Celery writes it: JSON can carry it, if it can carry the arguments."""

@@ -111,7 +111,7 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         call = self
         if body is not None:
             call = self.clone()
-            call.body = cast("Any", body)
+            (call.body,) = several([body], "the body of a chord")
         return cast("AsyncResult[T]", call.apply_async(**options))
 
     def __or__(self, other: Node[R, T], /) -> chord[T]:
@@ -151,7 +151,10 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
             ConfigurationError: it has no body.
         """
         if self.body is None:
-            raise self._bodiless()
+            raise ConfigurationError(
+                f"a chord has a body, found none in {self!r}: write chord(header, body.s()) or "
+                "chord(header)(body.s()), or a group if nothing follows"
+            )
         if not self.options:
             return self.header, self.body
         header, body = self.header.clone(), self.body.clone()
@@ -160,22 +163,9 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         pass_on(self.options, to, [header, body])
         return header, body
 
-    def _bodiless(self) -> ConfigurationError:
-        return ConfigurationError(
-            f"a chord has a body, found none in {self!r}: write chord(header, body.s()) or "
-            "chord(header)(body.s()), or a group if nothing follows"
-        )
-
     def set_immutable(self, immutable: bool) -> None:
         """Let the members of its header take no more arguments, or let them again."""
         self.header.set_immutable(immutable)
-
-    def check(self) -> None:
-        """Raise ConfigurationError if it has no body, or something in it has no steps or no body."""
-        if self.body is None:
-            raise self._bodiless()
-        self.header.check()
-        self.body.check()
 
     # As data
 

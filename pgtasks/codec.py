@@ -24,7 +24,7 @@ import orjson
 
 from pgtasks.errors import DecodingError, EncodingError
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "decode", "encode"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "decode", "encode", "write_as"]
 
 MAX_BYTES = 1_048_576
 """The cap on one encoded value: beyond it a row costs more than a look-up elsewhere."""
@@ -258,6 +258,11 @@ _FORMS: dict[type, Callable[[Any], object]] = {  # datetime before date: it is a
     set: _refuse_set,
     frozenset: _refuse_set,
 }
+
+
+def write_as(kind: type, form: Callable[[Any], object]) -> None:
+    """Let `encode` carry the objects of a class, and of those derived from it, by what ``form`` makes of them."""
+    _FORMS[kind] = form
 
 
 # ---- finding out what is wrong, and where ----

@@ -21,7 +21,7 @@ from pgtasks.node import (
     with_call,
 )
 from pgtasks.options import check_count
-from pgtasks.signatures import STARMAP, Signature, loop
+from pgtasks.signatures import STARMAP, loop
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -76,9 +76,6 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
 
     def __len__(self) -> int:
         return len(self.tasks)
-
-    def __bool__(self) -> bool:
-        return True
 
     def __iter__(self) -> Iterator[Node[Any, R]]:
         return iter(self.tasks)
@@ -139,12 +136,6 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         pass_on(self.options, {"task_id": []}, members)
         return members
 
-    def check(self) -> None:
-        """Raise ConfigurationError if something in it has no steps or no body."""
-        for task in self.tasks:
-            if type(task) is not Signature:
-                task.check()
-
     # Enqueueing it
 
     def apply(
@@ -165,7 +156,6 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         """
         app = app or self.app
         connection = connection or self._connection()
-        self.check()
         result = app.send_graph(self, (), {}, {}, type=type, origin=origin, connection=connection)
         return cast("GroupResult[R]", result)
 
@@ -180,7 +170,6 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         """Enqueue all members as one bundle, in one transaction; see `apply`."""
         app = app or self.app
         connection = connection or self._connection()
-        self.check()
         result = await app.asend_graph(
             self, (), {}, {}, type=type, origin=origin, connection=connection
         )

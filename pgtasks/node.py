@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
+from pgtasks import codec
 from pgtasks.context import current_app
 from pgtasks.errors import ConfigurationError
 from pgtasks.options import BUILTIN
@@ -74,9 +75,6 @@ class Node(Generic[A, R]):
     def _connection(self) -> Any:
         """Return the connection that its first task is to be written on, if one was named."""
         raise NotImplementedError
-
-    def check(self) -> None:
-        """Raise ConfigurationError unless it can be enqueued as it is."""
 
     # Changing and copying
 
@@ -156,6 +154,9 @@ class Node(Generic[A, R]):
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return read, (self.to_dict(),)
 
+
+# A signature may be an argument of a task, which reads it with `pgtasks.signature`.
+codec.write_as(Node, lambda node: node.to_dict())
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Any], Node[Any, Any]]] = {}
 """How each kind is read; written when its class is defined."""

@@ -53,7 +53,6 @@ NO_TWINS = {
 MEMBERSHIP = {"add", "clear", "discard", "remove", "update"}
 # What a node of a canvas does without any I/O.
 DESCRIBING = {
-    "check",
     "clone",
     "link",
     "link_error",
