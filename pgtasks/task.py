@@ -166,7 +166,7 @@ class Task(Generic[P, R]):
             TypeError: the function does not take these arguments, or there is no such option.
             EncodingError: JSON cannot carry one of the arguments.
         """
-        if any(options.get(name) for name in LINKS):
+        if any(name in options for name in LINKS):
             return self.signature(args, kwargs, **options).apply_async()
         connection = options.pop("connection", self.connection)
         return self.app.send(self.new_job(args, kwargs or {}, options), connection)
@@ -175,7 +175,7 @@ class Task(Generic[P, R]):
         self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult[R]:
         """Write a job, with options for this call; see `apply_async`."""
-        if any(options.get(name) for name in LINKS):
+        if any(name in options for name in LINKS):
             return await self.signature(args, kwargs, **options).aapply_async()
         connection = options.pop("connection", self.connection)
         return await self.app.asend(self.new_job(args, kwargs or {}, options), connection)
@@ -208,7 +208,7 @@ class Task(Generic[P, R]):
             throw: raise what it ends with, instead of keeping it in the result.
             options: as for `apply_async`.
         """
-        if any(options.get(name) for name in LINKS):
+        if any(name in options for name in LINKS):
             return self.signature(args, kwargs, **options).apply(throw=throw)
         result = self.app.run_eagerly(self.new_job(args, kwargs or {}, options))
         if throw:

@@ -9,7 +9,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pgtasks import App, AsyncResult, Job, Signature, Task, WorkerOptions, group
+from pgtasks import (
+    App,
+    AsyncResult,
+    Job,
+    Signature,
+    Task,
+    WorkerOptions,
+    chain,
+    chord,
+    group,
+    signature,
+)
 
 app = App("shop")
 
@@ -32,6 +43,25 @@ async def fetch(url: str) -> bytes:
 @app.task(retries=3)
 async def fetch_with_options(url: str) -> bytes:
     return url.encode()
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task
+def shown(number: int) -> str:
+    return str(number)
+
+
+@app.task
+def nothing() -> None: ...
 
 
 @app.task(bind=True)
@@ -75,6 +105,49 @@ def wrong_results() -> None:
 def wrong_groups() -> None:
     group(send_email)  # type: ignore[call-overload]
     group([1, 2])  # type: ignore[arg-type]
+
+
+def wrong_partials() -> None:
+    add.s("2")  # type: ignore[call-overload]
+    add.s(1, "2")  # type: ignore[call-overload]
+    add.s(1, 2, 3)  # type: ignore[call-overload]
+    add.s(z=2)  # type: ignore[call-overload]
+    nothing.s(1)  # type: ignore[call-arg]
+    add.si(1)  # type: ignore[call-arg]
+    add.s(2).delay()  # type: ignore[call-arg]
+    add.s(2).delay("3")  # type: ignore[arg-type]
+    add.s(2)()  # type: ignore[call-arg]
+    ~add.s(2)  # type: ignore[operator]
+    complete: Signature[int] = add.s(2)  # type: ignore[assignment]
+    del complete
+
+
+def wrong_chains() -> None:
+    add.s(1, 2) | shown.s() | add.s(3)  # type: ignore[operator]
+    add.s(1, 2) | total.s()  # type: ignore[operator]
+    chain(shown.s(1), add.s(2))  # type: ignore[misc]
+    chain(add.s(1, 2), shown.s(), add.s(3))  # type: ignore[misc]
+    chain(add.s(1, 2), add)  # type: ignore[call-overload]
+    chain(1)  # type: ignore[call-overload]
+    text: int = chain(add.s(1, 2), shown.s())().get()  # type: ignore[assignment]
+    add.s(1, 2) | add  # type: ignore[operator]
+    del text
+
+
+def wrong_chords() -> None:
+    group(shown.s(1)) | total.s()  # type: ignore[operator]
+    group(add.s(1, 2)) | shown.s()  # type: ignore[operator]
+    chord([shown.s(1)], total.s())  # type: ignore[misc]
+    chord([add.s(1, 2)], total)  # type: ignore[call-overload]
+    text: str = chord([add.s(1, 2)])(total.s()).get()  # type: ignore[assignment]
+    del text
+
+
+def wrong_callbacks() -> None:
+    add.s(1, 2).link(total.s())  # type: ignore[arg-type]
+    shown.s(1).link(add.s(1))  # type: ignore[arg-type]
+    add.s(1, 2).link_error(shown)  # type: ignore[arg-type]
+    signature(3)  # type: ignore[call-overload]
 
 
 def frozen(job: Job) -> None:

@@ -12,13 +12,18 @@ from pgtasks import (
     EagerResult,
     GroupResult,
     Job,
+    Partial,
     Signature,
     Task,
+    chain,
+    chord,
+    chunks,
     expo,
     fixed,
     group,
     linear,
     shared_task,
+    signature,
 )
 
 app = App("shop", soft_time_limit=60, time_limit=90)
@@ -63,6 +68,35 @@ def raw(job: Job) -> str:
 
 @app.task
 def nothing() -> None: ...
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task
+def shown(number: int, prefix: str = "", *, width: int = 0) -> str:
+    return f"{prefix}{number:{width}}"
+
+
+@app.task
+async def length(text: str) -> int:
+    return len(text)
+
+
+@app.task
+def log_error(request: Any, exc: Any, traceback: Any) -> None: ...
+
+
+@app.task
+def create_user(username: str, first: str, last: str, email: str) -> int:
+    return 1
 
 
 @shared_task
@@ -159,6 +193,91 @@ def groups(people: Sequence[str]) -> None:
     assert_type(group(bound.s(1)).apply(), GroupResult[int])
     assert_type(group(bound.s(1)).delay(), GroupResult[int])
     assert_type(group(bound.s(1)).apply().get(), list[int])
+
+
+def partials() -> None:
+    assert_type(add.s(1, 2), Signature[int])
+    assert_type(add.s(2), Partial[int, int])
+    assert_type(add.s(y=2), Partial[int, int])
+    assert_type(add.s(), Partial[int, int])
+    assert_type(shown.s(1), Signature[str])
+    assert_type(shown.s(), Partial[int, str])
+    assert_type(shown.s(width=3), Partial[int, str])
+    assert_type(length.s(), Partial[str, int])
+    assert_type(bound.s(), Partial[int, int])
+    assert_type(create_user.s("Ann", "Lee", "ann@example.com"), Partial[str, int])
+    assert_type(create_user.s("Lee", "ann@example.com"), Partial[str, int])
+    assert_type(create_user.s(), Partial[str, int])
+    assert_type(raw.s(), Signature[str])
+    assert_type(nothing.s(), Signature[None])
+    assert_type(add.s(2).delay(3), AsyncResult[int])
+    assert_type(add.s(2)(3), int)
+    assert_type(add.s(2).clone((3,)), Signature[int])
+    assert_type(add.s(2).set(queue="sums"), Partial[int, int])
+    assert_type(add.s(2).on_error(log_error.s()), Partial[int, int])
+    needs_a_number: Partial[int, object] = add.s(1, 2)
+    needs_a_number = shown.s()
+    del needs_a_number
+
+
+def chains() -> None:
+    assert_type(chain(add.s(1, 2)), chain[int])
+    assert_type(chain(add.s(1, 2), shown.s()), chain[str])
+    assert_type(chain(add.s(1, 2), shown.s(), length.s()), chain[int])
+    assert_type(chain(add.s(1, 2), add.s(1), add.s(1), add.s(1), shown.s()), chain[str])
+    assert_type(chain(add.s(1, 2), nothing.si()), chain[None])
+    assert_type(chain(add.s(n) for n in range(3)), chain[Any])
+    assert_type(add.s(1, 2) | shown.s(), chain[str])
+    assert_type(add.s(2) | shown.s() | length.s(), chain[int])
+    assert_type(add.s(1, 2) | (add.s(2) | shown.s()), chain[str])
+    assert_type(chain(add.s(1, 2), shown.s())(), AsyncResult[str])
+    assert_type(chain(add.s(1, 2), shown.s()).delay().get(), str)
+    assert_type(~(add.s(1, 2) | shown.s()), str)
+    assert_type(add.s(1, 2) | group(shown.s(), shown.s()), chain[list[str]])
+    assert_type(~(add.s(1, 2) | group(add.s(1), add.s(2)) | total.s()), int)
+    chain(add.s(1, 2), add.s(3), app=app, queue="sums")
+    mixed: chain[object] = chain(add.s(1, 2), shown.s())
+    del mixed
+
+
+def chords(numbers: Sequence[int]) -> None:
+    assert_type(chord([add.s(1, 2), add.s(3, 4)], total.s()), chord[int])
+    assert_type(chord((add.s(n, n) for n in numbers), total.s()), chord[int])
+    assert_type(chord(group(add.s(1, 2)), total.s()), chord[int])
+    assert_type(group(add.s(n, n) for n in numbers) | total.s(), chord[int])
+    assert_type(group(add.s(1, 2)) | total.s() | shown.s(), chord[str])
+    assert_type(chord([add.s(1, 2)])(total.s()), AsyncResult[int])
+    assert_type(chord([add.s(1, 2)])(total.s()).get(), int)
+    assert_type(chord([add.s(1, 2)], nothing.si()).delay(), AsyncResult[None])
+    assert_type(~chord([add.s(1, 2)], total.s()), int)
+
+
+def callbacks(result: AsyncResult[int]) -> None:
+    one = add.s(1, 2)
+    one.link(shown.s())
+    one.link(nothing.si())
+    one.link(chain(add.s(1), shown.s()))
+    one.link_error(log_error.s())
+    chord([one], total.s()).link(add.s(1))
+    assert_type(one.on_error(log_error.s()), Signature[int])
+    assert_type(
+        add.apply_async((1, 2), link=shown.s(), link_error=[log_error.s()]), AsyncResult[int]
+    )
+
+
+def loops() -> None:
+    assert_type(add.map([1, 2]), Signature[list[int]])
+    assert_type(~shown.starmap([(1, "a"), (2, "b")]), list[str])
+    assert_type(add.chunks([(1, 2)], 3), chunks[int])
+    assert_type(add.chunks([(1, 2)], 3).group(), group[list[int]])
+    assert_type(~add.chunks([(1, 2)], 3), list[list[int]])
+    assert_type(group(add.s(1, 2)).skew(start=1, stop=10), group[int])
+
+
+def by_name() -> None:
+    assert_type(signature("shop.unknown", (1,), countdown=3), Signature[Any])
+    assert_type(signature(add, (1, 2)), Signature[int])
+    chain(add.s(1, 2), signature("shop.unknown"), shown.s())
 
 
 def schedules() -> None:
