@@ -36,9 +36,11 @@ class EagerResult(AsyncResult[R]):
         value: what it returned.
         error: what it raised.
         attempt: how often it was tried.
+        text: the result as it would be stored.
         job: the job as it would stand in the database; None: of what the others say.
         parent: what it came after in its chain.
         children: what it enqueued, and what followed it.
+        progress: what it said last of how far it was.
     """
 
     def __init__(
@@ -66,8 +68,7 @@ class EagerResult(AsyncResult[R]):
         self._children = list(children)
         self.parent = parent
         self.progress = progress or Progress(job_id=id)
-        """What it said last of how far it was."""
-        self.text = text  # the result as it would be stored
+        self.text = text
 
     @property
     def job_state(self) -> JobState:
@@ -150,6 +151,10 @@ class EagerResult(AsyncResult[R]):
     async def achildren(self) -> list[Node]:
         """Return `children`."""
         return self._children
+
+    def adopt(self, child: Node) -> None:
+        """Take what followed this job, or what it enqueued, for its child."""
+        self._children.append(child)
 
     def revoke(
         self,

@@ -99,12 +99,14 @@ class JobNode(ResultBase):
         Raises:
             IncompleteStream: a job is not finished when the next is asked for.
         """
-        left = _queue(self)
+        left, seen = _queue(self), {self.id}  # a job that was replaced follows what it enqueued
         while left:
             parent, node = left.popleft()
             yield parent, node
             if node.ready():
-                left.extend((node, child) for child in node.children)
+                children = node.children
+                left.extend((node, child) for child in children if child.id not in seen)
+                seen.update(child.id for child in children)
             elif not intermediate:
                 raise _incomplete(node)
 
@@ -112,12 +114,14 @@ class JobNode(ResultBase):
         self, intermediate: bool = False
     ) -> AsyncIterator[tuple[Node | None, Node]]:
         """Yield (parent, node) for this and all that came of it; see `iterdeps`."""
-        left = _queue(self)
+        left, seen = _queue(self), {self.id}  # a job that was replaced follows what it enqueued
         while left:
             parent, node = left.popleft()
             yield parent, node
             if await node.aready():
-                left.extend((node, child) for child in await node.achildren())
+                children = await node.achildren()
+                left.extend((node, child) for child in children if child.id not in seen)
+                seen.update(child.id for child in children)
             elif not intermediate:
                 raise _incomplete(node)
 

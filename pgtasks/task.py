@@ -212,7 +212,7 @@ class Task(Generic[P, R]):
             return self.signature(args, kwargs, **options).apply(throw=throw)
         result = self.app.run_eagerly(self.new_job(args, kwargs or {}, options))
         if throw:
-            result.get()
+            result.get(disable_sync_subtasks=False)
         return cast("EagerResult[R]", result)
 
     def using(self, connection: Any) -> Task[P, R]:

@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.fixtures.roles",
     "tests.fixtures.commands",
     "tests.fixtures.forked_child",
+    "tests.fixtures.waiting",
 ]

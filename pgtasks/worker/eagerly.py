@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ import msgspec
 
 from pgtasks import codec
 from pgtasks.context import Request, having
-from pgtasks.eager import EagerResult
+from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.failure import passed_error
 from pgtasks.graph import Graph, read_replacement
 from pgtasks.guard import Guard
-from pgtasks.job import Job, JobError, JobState, NewJob
+from pgtasks.job import Bundle, Job, JobError, JobState, NewJob
 from pgtasks.worker.attempt import run_attempt
 from pgtasks.worker.errback import eager_failures_var
 from pgtasks.worker.interrupts import awaited
@@ -28,9 +28,24 @@ if TYPE_CHECKING:
     from pgtasks.app import App
 
 
+Ran = EagerResult[Any] | EagerGroupResult[Any]
+
+# What the eager job that runs here has enqueued, and so run.
+children_var: ContextVar[list[Ran] | None] = ContextVar("pgtasks_eager_children", default=None)
+
+
 def run_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
     """Run a job to its end in the caller; a coroutine function on a loop of its own."""
-    return _eager(app, new, _run_anywhere)
+    result = _eager(app, new, _run_anywhere)
+    _tell_caller([result])
+    return result
+
+
+def _tell_caller(ran: Iterable[Ran]) -> None:
+    """Let the eager job that enqueued this, if there is one, have it among its children."""
+    children = children_var.get()
+    if children is not None:
+        children.extend(ran)
 
 
 async def arun_eagerly(app: App, new: NewJob) -> EagerResult[Any]:
@@ -51,12 +66,14 @@ def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
 def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
     task = app.find_task(new.task)
     attempt = 0
-    while True:
-        attempt += 1
-        request = eager_request(app, new, attempt)
-        outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
-        if outcome.kind != "retry":
-            break
+    children: list[Ran] = []
+    with having(children_var, children):
+        while True:
+            attempt += 1
+            request = eager_request(app, new, attempt)
+            outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
+            if outcome.kind != "retry":
+                break
     if outcome.kind == "replace" and outcome.result is not None:
         return _run_replacement(app, new.id, outcome.result)
     state = JobState(outcome.kind)
@@ -73,13 +90,23 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
         error=info,
         attempt=attempt,
         text=outcome.result,
+        job=_ended_job(request.job, state, info, outcome.result),
+        children=children,
         progress=request.progress,
     )
 
 
+def _ended_job(job: Job, state: JobState, error: JobError | None, text: str | None = None) -> Job:
+    now = datetime.now(UTC)
+    return msgspec.structs.replace(job, state=state, stopped_at=now, result_json=text, error=error)
+
+
 def run_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[Any]]:
     """Run the jobs of a graph one after the other, as far as they become ready; returns all results by id."""
-    return _EagerGraph(app, graph).run()
+    eager = _EagerGraph(app, graph)
+    results = eager.run()
+    _tell_caller(eager.adopt())
+    return results
 
 
 async def arun_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[Any]]:
@@ -89,7 +116,12 @@ async def arun_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[An
 
 def _run_replacement(app: App, id: str, text: str) -> EagerResult[Any]:
     """Run what a job put in its place, whose last job has its id."""
-    return run_graph_eagerly(app, read_replacement(text))[id]
+    eager = _EagerGraph(app, read_replacement(text))
+    result = eager.run()[id]
+    for child in eager.adopt():
+        if child is not result:
+            result.adopt(child)
+    return result
 
 
 class _EagerGraph:
@@ -115,11 +147,9 @@ class _EagerGraph:
     def run(self) -> dict[str, EagerResult[Any]]:
         while self._ready:
             job = self._ready.popleft()
-            failures = {
-                id: self._failed_job(id) for id in self._results if self._results[id].failed()
-            }
+            failures = {id: result.job() for id, result in self._results.items() if result.failed()}
             with having(eager_failures_var, failures):
-                self._end(job, run_eagerly(self._app, job))
+                self._end(job, _eager(self._app, job, _run_anywhere))
         return self._results
 
     def _end(self, job: NewJob, result: EagerResult[Any]) -> None:
@@ -191,12 +221,46 @@ class _EagerGraph:
             value=None,
             error=error,
             attempt=0,
+            job=_ended_job(eager_request(self._app, job, 0).job, JobState.CANCELLED, error),
         )
 
-    def _failed_job(self, id: str) -> Job:
-        result, new = self._results[id], self._jobs[id]
-        job = eager_request(self._app, new, 1).job
-        return msgspec.structs.replace(job, state=result.job_state, error=result.error_info)
+    def adopt(self) -> list[Ran]:
+        """Make each result a child of the job that it follows, groups as one; returns those that follow none."""
+        tops: list[Ran] = []
+        groups: set[str] = set()
+        for job in self._jobs.values():
+            child: Ran | None = self._results.get(job.id)
+            if child is None:  # an unneeded callback
+                continue
+            bundle = self._bundles.get(job.bundle_id or "")
+            if bundle is not None and (
+                group_id := bundle.id if bundle.kind == "group" else bundle.parent_id
+            ):
+                if group_id in groups:
+                    continue
+                groups.add(group_id)
+                child = self._group(group_id)
+            parent = self._results.get(job.parent_id or "")
+            if parent is None:
+                tops.append(child)
+            else:
+                parent.adopt(child)
+        return tops
+
+    def _group(self, id: str) -> EagerGroupResult[Any]:
+        members = sorted(self._ended[id], key=lambda one: one[0].bundle_index or 0)
+        now = datetime.now(UTC)
+        bundle = Bundle(
+            id=id,
+            type=self._bundles[id].type,
+            origin=self._bundles[id].origin,
+            total=len(members),
+            remaining=0,
+            failed=sum(not result.successful() for _, result in members),
+            created_at=now,
+            stopped_at=now,
+        )
+        return EagerGroupResult(id, self._app, [result for _, result in members], bundle)
 
 
 def eager_request(app: App, new: NewJob, attempt: int) -> Request:

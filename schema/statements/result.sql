@@ -31,7 +31,7 @@ from pgtasks.get_outcomes(%(ids)s::uuid[], %(since)s::timestamptz)
 -- name: get_parent
 -- What a job waits or waited for: the only job of a step, or a group; no row if it waits for nothing, or nothing is kept.
 with bundle as (
-    select b.id, coalesce(to_jsonb(b) ->> 'kind', 'group') as kind
+    select b.id, b.kind
     from pgtasks.job_bundle b
     where b.id = (
         select j.after_bundle_id
@@ -54,7 +54,7 @@ select
     j.id::text,
     j.task,
     (
-        select case when to_jsonb(b) ->> 'kind' = 'step' then b.parent_id else b.id end::text
+        select case b.kind when 'step' then b.parent_id else b.id end::text
         from pgtasks.job_bundle b
         where b.id = j.bundle_id
     ) as group_id

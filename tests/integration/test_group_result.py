@@ -1,23 +1,21 @@
 """`GroupResult`: the results of a group in order, and how far it is."""
 
-import threading
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgtasks import (
     App,
+    GroupResult,
     JobCancelledError,
     NotFoundError,
     ResultTimeoutError,
     TaskFailedError,
     group,
 )
-from pgtasks.context import Request, having, request_var
 from pgtasks.ids import new_id
-from tests.fixtures.eventually import eventually
 from tests.fixtures.simulated_worker import SimulatedWorker
+from tests.fixtures.waiting import finishing, inside_a_task
 
 
 @pytest.fixture
@@ -127,23 +125,12 @@ def test_get_waits_for_the_last_member_and_wakes_by_notification(echo, dsn, monk
     monkeypatch.setattr("pgtasks.waiting.FIRST_POLL", 30.0)
     result = group(echo.s(n) for n in range(3)).apply()
 
-    def finish_one_by_one() -> None:
-        with psycopg.connect(dsn, autocommit=True) as connection:
+    def finish_one_by_one(worker: SimulatedWorker) -> None:
+        for held in worker.claim():
+            worker.succeed(held, held.bundle_index)
 
-            def somebody_listens() -> None:
-                assert connection.execute("select from pgtasks.listener").fetchone() is not None
-
-            eventually(somebody_listens)
-            worker = SimulatedWorker(connection)
-            for held in worker.claim():
-                worker.succeed(held, held.bundle_index)
-
-    thread = threading.Thread(target=finish_one_by_one)
-    thread.start()
-    try:
+    with finishing(dsn, finish_one_by_one):
         assert result.get(timeout=20) == [0, 1, 2]
-    finally:
-        thread.join()
 
 
 def test_get_gives_up_after_the_timeout(echo):
@@ -175,12 +162,105 @@ def test_revoke_cancels_what_is_not_finished(echo, worker):
         result.get(timeout=5)
 
 
+def test_a_callback_gets_the_results_in_order(echo, worker):
+    result = group(echo.s(n) for n in range(3)).apply()
+    for held in reversed(worker.claim()):
+        worker.succeed(held, held.bundle_index)
+    seen: list[tuple[str, Any]] = []
+
+    returned = result.join(timeout=5, callback=lambda id, value: seen.append((id, value)))
+
+    assert returned == []
+    assert seen == [(one.id, n) for n, one in enumerate(result)]
+
+
+def test_iterate_yields_members_as_they_come_and_none_for_what_is_not_kept(echo, worker):
+    result = group(echo.s(n) for n in range(3)).apply()
+    first, second, third = worker.claim()
+    worker.succeed(third, "third")
+    worker.finish(second, keep=False)
+
+    arrivals = result.iterate(timeout=20)
+    early = {next(arrivals), next(arrivals)}
+    worker.succeed(first, "first")
+
+    assert early == {"third", None}
+    assert list(arrivals) == ["first"]
+    with pytest.raises(NotFoundError):
+        next(echo.app.group_result(new_id()).iterate())
+
+
+async def test_aiterate_asks_for_the_members_itself(async_app, worker):
+    result = await group(async_app.task(name="echo")(lambda: 1).s() for _ in range(3)).aapply()
+    worker.run_all(result=1)
+
+    restored = async_app.group_result(result.id)
+
+    assert [value async for value in restored.aiterate(timeout=5)] == [1, 1, 1]
+
+
+def test_waiting_for_a_group_reads_one_row_a_look(echo, dsn, statements):
+    result = group(echo.s(n) for n in range(200)).apply()
+    statements.clear()
+
+    with finishing(dsn, lambda worker: worker.run_all(result=1)):
+        assert result.get(timeout=20) == [1] * 200
+
+    assert {one.name for one in statements[:-1]} == {"list_bundles"}
+    assert statements[-1] == ("get_outcomes", 200)
+
+
+def test_a_group_is_restored_by_its_id(app, echo, worker):
+    result = group(echo.s(n) for n in range(3)).apply()
+    result.save()
+
+    restored = GroupResult.restore(result.id, app)
+
+    assert restored == result
+    assert list(restored) == list(result)
+    assert list(app.GroupResult.restore(result.id)) == list(result)
+    with app.current():
+        assert GroupResult.restore(result.id).app is app
+    worker.run_all(result=2)
+    assert restored.get(timeout=5) == [2, 2, 2]
+
+
+async def test_a_group_that_is_unknown_can_be_neither_saved_nor_restored(app, async_app):
+    unknown = app.group_result(new_id())
+
+    with pytest.raises(NotFoundError):
+        unknown.save()
+    with pytest.raises(NotFoundError, match=f"no bundle has the id {unknown.id}"):
+        GroupResult.restore(unknown.id, app)
+    with pytest.raises(NotFoundError):
+        await async_app.group_result(unknown.id).asave()
+    with pytest.raises(NotFoundError):
+        await GroupResult.arestore(unknown.id, async_app)
+
+
+async def test_a_group_is_restored_by_the_twin(async_app):
+    result = await group([async_app.task(name="echo")(lambda: 1).s()]).aapply()
+
+    restored = await async_app.GroupResult.arestore(result.id)
+
+    assert list(restored) == list(result)
+    await restored.asave()
+
+
+def test_forget_drops_the_results_of_all_members(echo, worker):
+    result = group(echo.s(n) for n in range(2)).apply()
+    worker.run_all(result=1)
+
+    result.forget()
+
+    assert result.get(timeout=5) == [None, None]
+
+
 def test_get_inside_of_a_task_is_refused_unless_asked_for(app, echo, worker):
     result = group([echo.s()]).apply()
     worker.run_all(result=1)
-    request = Request(app, new_id(), "t", "default", 1, 0, None, None, "h", {}, result[0].job)
 
-    with having(request_var, request):
+    with inside_a_task(app):
         with pytest.raises(RuntimeError, match="may wait for ever"):
             result.get(timeout=5)
         assert result.get(timeout=5, disable_sync_subtasks=False) == [1]

@@ -1,19 +1,13 @@
 """Waiting for a result: ``get()`` wakes by notification, polls beneath, and gives up in time."""
 
-import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
-import psycopg
 import pytest
 
-from pgtasks import App, ResultTimeoutError
-from pgtasks.context import Request, having, request_var
-from pgtasks.ids import new_id
-from tests.fixtures.eventually import eventually
+from pgtasks import App, ResultTimeoutError, allow_join_result
 from tests.fixtures.simulated_worker import SimulatedWorker
+from tests.fixtures.waiting import finishing, inside_a_task
 
 
 @pytest.fixture
@@ -23,32 +17,6 @@ def echo(app: App) -> Any:
         return n
 
     return echo
-
-
-@contextmanager
-def finishing(dsn: str, when_listening: Callable[[SimulatedWorker], object]) -> Any:
-    """Let another thread act as a worker as soon as somebody waits for results."""
-    errors: list[BaseException] = []
-
-    def act() -> None:
-        try:
-            with psycopg.connect(dsn, autocommit=True) as connection:
-
-                def somebody_listens() -> None:
-                    assert connection.execute("select from pgtasks.listener").fetchone() is not None
-
-                eventually(somebody_listens)
-                when_listening(SimulatedWorker(connection))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=act)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    assert errors == []
 
 
 def test_get_gives_up_after_the_timeout_and_the_job_goes_on(echo, worker):
@@ -99,12 +67,43 @@ def test_get_goes_on_waiting_over_a_retry(app, echo, dsn):
 def test_get_inside_of_a_task_is_refused_unless_asked_for(app, echo, worker):
     result = echo.delay()
     worker.run_all(result=1)
-    request = Request(app, new_id(), "t", "default", 1, 0, None, None, "h", {}, result.job)
 
-    with having(request_var, request):
+    with inside_a_task(app):
         with pytest.raises(RuntimeError, match="disable_sync_subtasks=False"):
             result.get(timeout=5)
         assert result.get(timeout=5, disable_sync_subtasks=False) == 1
+        with allow_join_result():
+            assert result.get(timeout=5) == 1
+        with pytest.raises(RuntimeError, match="may wait for ever"):
+            result.get(timeout=5)
+
+
+def test_get_calls_back_with_id_and_value(echo, worker):
+    result = echo.delay()
+    worker.run_all(result="done")
+    seen: list[tuple[str, Any]] = []
+
+    value = result.get(timeout=5, interval=0.1, callback=lambda id, value: seen.append((id, value)))
+
+    assert seen == [(result.id, value)] == [(result.id, "done")]
+
+
+@pytest.mark.parametrize("by_the_call", [True, False])
+def test_an_ignored_result_is_none_at_once(app, by_the_call):
+    task = app.task(name="forgetful", ignore_result=not by_the_call)(lambda: 1)
+    said = {"ignore_result": True} if by_the_call else {}
+
+    with inside_a_task(app):  # nothing waits, so nothing is refused
+        assert task.apply_async(**said).get() is None
+        assert app.send_task("forgetful", **said).get() is None
+        assert task.s().set(**said).delay().get() is None
+
+
+def test_a_result_that_is_ignored_by_its_task_is_waited_for_if_the_call_says_so(app):
+    task = app.task(name="forgetful", ignore_result=True)(lambda: 1)
+
+    with pytest.raises(ResultTimeoutError):
+        task.apply_async(ignore_result=False).get(timeout=0)
 
 
 def test_a_process_that_waited_leaves_no_listener_row_behind(app, echo, dsn, connection):

@@ -13,6 +13,7 @@ from pgtasks import (
     App,
     AsyncResult,
     Job,
+    ResultSet,
     Signature,
     Task,
     WorkerOptions,
@@ -100,6 +101,16 @@ def wrong_results() -> None:
     members: list[int] = group(send_email.s("ann")).apply().get()  # type: ignore[assignment]
     length: int = fetch("url")  # type: ignore[assignment]
     del number, coroutine, signature, members, length
+
+
+def wrong_sets(text: AsyncResult[str], number: AsyncResult[int]) -> None:
+    texts = ResultSet([text])
+    texts.add(number)  # type: ignore[arg-type]
+    texts.update([number])  # type: ignore[list-item]
+    lengths: list[int] = texts.get()  # type: ignore[assignment]
+    texts.get(callback=lambda id: None)  # type: ignore[arg-type, misc]
+    ResultSet([group([send_email.s("ann")]).apply()])  # type: ignore[arg-type]
+    del lengths
 
 
 def wrong_groups() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal, assert_type
 
@@ -13,8 +13,10 @@ from pgtasks import (
     GroupResult,
     Job,
     Partial,
+    ResultSet,
     Signature,
     Task,
+    allow_join_result,
     chain,
     chord,
     chunks,
@@ -167,10 +169,43 @@ def results(result: AsyncResult[str], members: GroupResult[int]) -> None:
     assert_type([one.get() for one in members], list[int])
 
 
+def several_results(
+    text: AsyncResult[str], other: AsyncResult[str], number: AsyncResult[int]
+) -> None:
+    results = ResultSet([text, other])
+    assert_type(results, ResultSet[str])
+    assert_type(results.get(timeout=3), list[str])
+    assert_type(results.join(callback=lambda id, value: id + value.upper()), list[str])
+    assert_type(results.iterate(), Iterator[str])
+    assert_type(results.aiterate(), AsyncIterator[str])
+    assert_type(next(results.iter_native())[0], str)
+    assert_type(results[0], AsyncResult[str])
+    assert_type(results.maybe_throw(), None)
+    mixed: ResultSet[object] = ResultSet([text, number])
+    mixed.add(number)
+    with allow_join_result():
+        assert_type(mixed.get(), list[object])
+
+
+def trees(result: AsyncResult[str], members: GroupResult[int]) -> None:
+    assert_type(result.parent, AsyncResult[Any] | GroupResult[Any] | None)
+    assert_type(result.children, list[AsyncResult[Any] | GroupResult[Any]])
+    assert_type(members.children, list[AsyncResult[int]])
+    assert_type(result.info, Any)
+    assert_type(result.maybe_throw(), str)
+    assert_type(result.get(3, True, 0.5, follow_parents=False, callback=print), str)
+    assert_type(result.date_done, datetime | None)
+    assert_type(next(result.collect())[1], Any)
+    assert_type(app.AsyncResult("an id"), AsyncResult[Any])
+    assert_type(app.GroupResult.restore("an id"), GroupResult[Any])
+    assert_type(GroupResult.restore("an id", app), GroupResult[Any])
+
+
 def covariance() -> None:
     signature: Signature[object] = send_email.s("ann")
     mixed: group[object] = group(send_email.s("ann"), bound.s(1))
-    del signature, mixed
+    result: AsyncResult[object] = send_email.delay("ann")
+    del signature, mixed, result
 
 
 def signatures() -> None:

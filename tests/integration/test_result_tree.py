@@ -1,0 +1,346 @@
+"""Where a result stands among others: its parent, its children, and what did not run for another's failure.
+
+Steps are written here as rows; tests/integration's canvas tests have the real ones.
+"""
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgtasks import (
+    App,
+    AsyncResult,
+    ChordError,
+    GroupResult,
+    IncompleteStream,
+    JobCancelledError,
+    JobExpiredError,
+    NotFoundError,
+    TaskFailedError,
+    group,
+)
+from pgtasks.ids import new_id
+from pgtasks.result import result_from_tuple
+from tests.fixtures.bundles import insert_bundle, insert_job
+from tests.fixtures.waiting import inside_a_task
+
+
+def insert_step(
+    connection: psycopg.Connection[Any], *, after: str | None = None, within: str | None = None
+) -> tuple[str, str]:
+    """Insert a job in a step of its own, which may belong to a group; return the ids of step and job."""
+    step = insert_bundle(connection, total=1, parent=within)
+    connection.execute("update pgtasks.job_bundle set kind = 'step' where id = %s", [step])
+    return step, insert_job(connection, step, after=after, after_on="success", takes="result")
+
+
+def follow(
+    connection: psycopg.Connection[Any], parent: str, *jobs: str, root: str | None = None
+) -> None:
+    """Let jobs name the one that enqueued them or that they follow."""
+    connection.execute(
+        "update pgtasks.job set parent_id = %s, root_id = %s where id = any(%s::uuid[])",
+        [parent, root or parent, list(jobs)],
+    )
+
+
+def did_not_run(connection: psycopg.Connection[Any], job: str, error: dict[str, Any]) -> None:
+    """Move a job to the history as one that what it waited for failed, with any error."""
+    connection.execute(
+        "with gone as (delete from pgtasks.job where id = %s returning job)"
+        " select pgtasks.archive(array(select job from gone), 'cancelled', 'what it waited for failed')",
+        [job],
+    )
+    connection.execute(
+        "update pgtasks.job_history set error = %s where id = %s", [json.dumps(error), job]
+    )
+
+
+# Parents
+
+
+def test_a_step_has_the_job_of_the_step_before_for_its_parent(app, connection):
+    first_step, first = insert_step(connection)
+    second_step, second = insert_step(connection, after=first_step)
+    last = insert_job(connection, after=second_step, after_on="success")
+
+    result = app.result(last)
+
+    assert [one.id for one in (result.parent, result.parent.parent)] == [second, first]
+    assert result.parent.task_name == "echo"
+    assert result.parent.parent.parent is None
+
+
+def test_what_waits_for_a_group_has_it_for_its_parent(app, connection):
+    step, first = insert_step(connection)
+    header = insert_bundle(connection, total=2)
+    members = [insert_job(connection, header, index=n, after=step, after_on="success") for n in (0, 1)]
+    body = insert_job(connection, after=header, after_on="success", takes="results")
+
+    parent = app.result(body).parent
+
+    assert isinstance(parent, GroupResult)
+    assert (parent.id, [one.id for one in parent.children]) == (header, members)
+    assert parent.parent == app.result(first)
+    assert GroupResult(new_id(), app).parent is None
+
+
+def test_a_parent_is_known_after_all_is_finished(app, connection, worker):
+    step, first = insert_step(connection)
+    last = insert_job(connection, after=step, after_on="success", takes="result")
+    while held := worker.claim():
+        worker.succeed(held, 1)
+
+    assert app.result(last).state == "SUCCESS"
+    assert app.result(last).parent.get(timeout=5) == 1
+    assert app.result(last).parent.id == first
+
+
+def test_the_database_is_asked_once_and_never_if_the_parent_is_said(app, connection, statements):
+    step, _ = insert_step(connection)
+    job = insert_job(connection, after=step)
+    parent = app.result(new_id())
+
+    result = app.result(job)
+    assert result.parent is result.parent
+    assert [one.name for one in statements] == ["get_parent"]
+    statements.clear()
+    assert AsyncResult(job, app, parent=parent).parent is parent
+    result.parent = parent
+    assert (result.parent, app.AsyncResult(job, parent=parent).parent) == (parent, parent)
+    assert statements == []
+
+
+# Children
+
+
+@pytest.fixture
+def double(app: App) -> Any:
+    @app.task(name="double")
+    def double(n: int) -> int:
+        return 2 * n
+
+    return double
+
+
+def test_children_are_what_a_job_enqueued_and_groups_are_one_child(app, double, worker, connection):
+    parent = double.delay(1)
+    with inside(app, parent):
+        first = double.delay(2)
+        members = group(double.s(n) for n in (3, 4)).apply()
+        last = double.delay(5)
+    double.delay(6)
+
+    children = parent.children
+
+    assert children == [first, members, last]
+    assert [type(one) for one in children] == [AsyncResult, GroupResult, AsyncResult]
+    worker.run_all()
+    assert parent.children == children
+    assert (first.children, app.result(new_id()).children) == ([], [])
+
+
+def inside(app: App, job: AsyncResult[Any]) -> Any:
+    return inside_a_task(app, id=job.id)
+
+
+def test_a_grandchild_is_found_by_the_root_of_all(app, double):
+    parent = double.delay(1)
+    with inside(app, parent):
+        child = double.delay(2)
+    with inside_a_task(app, id=child.id, root_id=parent.id):
+        grandchild = double.delay(3)
+
+    assert (parent.children, child.children) == ([child], [grandchild])
+
+
+def test_a_member_that_is_a_step_counts_for_its_group(app, connection):
+    members = insert_bundle(connection, total=1)
+    parent = insert_job(connection)
+    _, in_group = insert_step(connection, within=members)
+    _, alone = insert_step(connection)
+    follow(connection, parent, in_group, alone)
+
+    assert app.result(parent).children == [app.group_result(members), app.result(alone)]
+
+
+def test_collect_waits_for_all_that_came_of_a_job(app, double, worker):
+    parent = double.delay(1)
+    with inside(app, parent):
+        members = group(double.s(n) for n in (2, 3)).apply()
+        child = double.delay(4)
+    with inside_a_task(app, id=child.id, root_id=parent.id):
+        grandchild = double.delay(5)
+    for held in worker.claim():
+        worker.succeed(held, json.loads(held.args)[0])
+
+    collected = list(parent.collect(timeout=5))
+
+    assert collected == [
+        (parent, 1),
+        (members, [2, 3]),
+        (child, 4),
+        (members[0], 2),
+        (members[1], 3),
+        (grandchild, 5),
+    ]
+    assert [before for before, _ in parent.iterdeps()] == [
+        None,
+        parent,
+        parent,
+        members,
+        members,
+        child,
+    ]
+
+
+def test_the_way_through_ends_at_what_is_not_finished(app, double, worker):
+    parent = double.delay(1)
+    with inside(app, parent):
+        child = double.delay(2)
+    worker.succeed(worker.claim_one(), 1)
+
+    way = parent.iterdeps()
+    seen = [node for _, node in (next(way), next(way))]
+
+    assert seen == [parent, child]
+    with pytest.raises(IncompleteStream, match=f"<AsyncResult {child.id}> is not finished"):
+        next(way)
+    assert [node for _, node in parent.iterdeps(intermediate=True)] == [parent, child]
+
+
+async def test_the_a_twins_know_the_same_tree(async_app, connection, worker):
+    step, first = insert_step(connection)
+    last = insert_job(connection, after=step, after_on="success", takes="result")
+    follow(connection, first, last)
+    result = async_app.result(first)
+    worker.run_all(result=1)
+
+    assert (await async_app.result(last).aparent()).id == first
+    assert [one.id for one in await result.achildren()] == [last]
+    assert [one.id async for _, one in result.aiterdeps()] == [first, last]
+    assert [value async for _, value in result.acollect(timeout=5)] == [1, 1]
+    header = insert_bundle(connection, total=1)
+    insert_job(connection, header, index=0, after=step, after_on="success")
+    assert (await async_app.group_result(header).aparent()).id == first
+    with pytest.raises(IncompleteStream):
+        _ = [one async for one in async_app.result(insert_job(connection)).aiterdeps()]
+    await async_app.result(last).aforget()
+    assert await result.aget(timeout=5) is None
+
+
+# Forgetting
+
+
+def test_forget_goes_back_through_what_is_finished(app, connection, worker):
+    step, first = insert_step(connection)
+    second_step, second = insert_step(connection, after=step)
+    last = insert_job(connection, after=second_step, after_on="success", takes="result")
+    worker.succeed(worker.claim(), 1)
+    app.result(last).forget()
+    app.result(second).forget()
+    kept = app.result(first).get(timeout=5)
+    worker.succeed(worker.claim(), 2)
+
+    app.result(second).forget()
+
+    assert kept == 1
+    assert [app.result(one).get(timeout=5) for one in (first, second)] == [None, None]
+
+
+# What did not run
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "match"),
+    [
+        ({"type": "ValueError", "message": "no", "args": ["no"]}, ValueError, "^no$"),
+        ({"type": "shop.Gone", "message": "no", "args": None}, TaskFailedError, "shop.Gone: no"),
+        (
+            {
+                "type": "pgtasks.errors.ChordError",
+                "message": "Dependency 7 raised ValueError('no')",
+                "args": ["Dependency 7 raised ValueError('no')"],
+            },
+            ChordError,
+            "^Dependency 7 raised",
+        ),
+        (
+            {"type": "pgtasks.errors.JobExpiredError", "message": "late", "args": ["late"]},
+            JobExpiredError,
+            "^late$",
+        ),
+    ],
+    ids=["known", "unknown", "chord", "expired"],
+)
+def test_a_job_that_another_one_failed_for_raises_that_error(app, connection, error, raised, match):
+    step, first = insert_step(connection)
+    job = insert_job(connection, after=step, after_on="success")
+    did_not_run(connection, job, {"dependency": first, "traceback": "there", **error})
+
+    result = app.result(job)
+
+    with pytest.raises(raised, match=match):
+        result.get(timeout=5)
+    assert (result.state, result.failed(), result.successful(), result.ready()) == (
+        "FAILURE",
+        True,
+        False,
+        True,
+    )
+    assert (result.traceback, type(result.result)) == ("there", raised)
+    assert (result.job().state, result.job().error.dependency) == ("cancelled", first)
+    with pytest.raises(raised):
+        app.ResultSet([result]).get(timeout=5)
+
+
+def test_a_job_that_was_cancelled_between_two_attempts_stays_revoked(app, connection):
+    job = insert_job(connection)
+    did_not_run(connection, job, {"type": "ValueError", "message": "again", "args": []})
+
+    result = app.result(job)
+
+    assert (result.state, result.failed()) == ("REVOKED", False)
+    with pytest.raises(JobCancelledError):
+        result.get(timeout=5)
+
+
+# Its row
+
+
+def test_a_handle_tells_its_row(app, double, worker):
+    result = double.apply_async((3,), queue="mail", priority=2)
+    other = app.result(result.id)
+    waiting = (other.date_done, other.retries, other.worker, other.info)
+    worker.retry(worker.claim_one("mail"), delay=0)
+    worker.succeed(worker.claim_one("mail"), 6)
+
+    assert waiting == (None, 0, None, None)
+    assert (other.name, other.args, other.kwargs, other.queue) == ("double", [3], {}, "mail")
+    assert (other.retries, other.worker, other.info) == (1, worker.id, 6)
+    assert other.date_done == other.job().stopped_at is not None
+
+
+async def test_a_handle_says_whether_its_job_exists(app, async_app, double):
+    result = double.delay(1)
+    gone = app.result(new_id())
+
+    assert (result.exists(), gone.exists()) == (True, False)
+    assert await async_app.result(result.id).aexists()
+    assert not await async_app.result(gone.id).aexists()
+    with pytest.raises(NotFoundError):
+        gone.name  # noqa: B018 (a property that asks)
+
+
+def test_a_saved_tree_of_ids_answers_again(app, double, worker):
+    members = group(double.s(n) for n in (1, 2)).apply()
+    saved = json.loads(json.dumps(AsyncResult(new_id(), app, parent=members).as_tuple()))
+    worker.run_all(result=7)
+
+    restored = result_from_tuple(saved, app).parent
+
+    assert restored is not None
+    assert restored.get(timeout=5) == [7, 7]
+    assert json.loads(json.dumps(app.group_result(members.id).as_tuple())) == saved[0][1]
