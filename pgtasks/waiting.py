@@ -75,11 +75,13 @@ class _Schedule:
         now = time.monotonic()
         if self._deadline is not None and self._looked_at >= self._deadline:
             raise ResultTimeoutError(f"{what} not finished after {self._timeout:g} s")
+        slow = POLL_PER_LOOK * (now - self._looked_at)
         if self._unsubscribe is None:
+            # What stopped after the first look and before this was told to nobody, so the next comes soon.
             self._unsubscribe = self._app.listener.subscribe(self._hear)
+            slow = 0.0
         if self._poll_at <= self._looked_at:
-            slow = min(POLL_PER_LOOK * (now - self._looked_at), SLOWEST_POLL)
-            self._poll_at = now + max(self._poll, slow)
+            self._poll_at = now + max(self._poll, min(slow, SLOWEST_POLL))
             self._poll = min(self._poll * 1.5, LAST_POLL)
 
     def _left(self, open: Set[str]) -> float:
