@@ -145,16 +145,12 @@ class EagerResult(AsyncResult[R]):
 
     @property
     def children(self) -> list[Node]:
-        """What it enqueued, which ran at once as well, and what followed it."""
+        """What it enqueued, which ran at once as well, and what followed it; whoever runs that adds it."""
         return self._children
 
     async def achildren(self) -> list[Node]:
         """Return `children`."""
         return self._children
-
-    def adopt(self, child: Node) -> None:
-        """Take what followed this job, or what it enqueued, for its child."""
-        self._children.append(child)
 
     def revoke(
         self,

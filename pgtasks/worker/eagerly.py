@@ -120,7 +120,7 @@ def _run_replacement(app: App, id: str, text: str) -> EagerResult[Any]:
     result = eager.run()[id]
     for child in eager.adopt():
         if child is not result:
-            result.adopt(child)
+            result.children.append(child)
     return result
 
 
@@ -244,7 +244,7 @@ class _EagerGraph:
             if parent is None:
                 tops.append(child)
             else:
-                parent.adopt(child)
+                parent.children.append(child)
         return tops
 
     def _group(self, id: str) -> EagerGroupResult[Any]:

@@ -76,7 +76,9 @@ def test_a_step_has_the_job_of_the_step_before_for_its_parent(app, connection):
 def test_what_waits_for_a_group_has_it_for_its_parent(app, connection):
     step, first = insert_step(connection)
     header = insert_bundle(connection, total=2)
-    members = [insert_job(connection, header, index=n, after=step, after_on="success") for n in (0, 1)]
+    members = [
+        insert_job(connection, header, index=n, after=step, after_on="success") for n in (0, 1)
+    ]
     body = insert_job(connection, after=header, after_on="success", takes="results")
 
     parent = app.result(body).parent

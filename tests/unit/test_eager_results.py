@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pgtasks import App, EagerResult, ResultSet, allow_join_result, group
+from pgtasks import App, EagerResult, JobState, ResultSet, allow_join_result, chain, group
+from pgtasks.eager import EagerGroupResult
 from tests.fixtures.waiting import inside_a_task
 
 
@@ -99,6 +100,42 @@ def test_what_it_enqueued_are_its_children(app, double):
     assert other.children == []
 
 
+def test_what_follows_in_a_canvas_are_its_children_groups_as_one(app, double):
+    total = app.task(name="shop.total")(sum)
+    result = chain(double.s(1), group(double.s(), double.s()), total.s()).apply_async()
+    first = result.parent.parent
+
+    assert result.get() == 8
+    assert [type(one) for one in first.children] == [EagerGroupResult]
+    assert list(first.children[0]) == list(result.parent)
+    assert first.children[0].bundle().total == 2
+    assert [value for _, value in first.collect()] == [2, [4, 4], 4, 4]
+    assert chain(double.s(1), double.s()).apply_async().parent.children[0].get() == 4
+
+
+def test_a_canvas_in_an_eager_job_is_its_child(app, double):
+    @app.task(name="shop.parent")
+    def parent() -> None:
+        chain(double.s(1), double.s()).delay()
+        group(double.s(2), double.s(3)).apply()
+
+    first, members = parent.delay().children
+
+    assert (first.get(), [one.get() for one in first.children]) == (2, [4])
+    assert members.get() == [4, 6]
+
+
+def test_what_takes_the_place_of_a_job_is_walked_once(app, double):
+    @app.task(name="shop.replaced", bind=True)
+    def replaced(self: Any) -> int:
+        raise self.replace(chain(double.s(1), double.s()))
+
+    result = replaced.delay()
+
+    assert result.get() == 4
+    assert [value for _, value in result.collect()] == [4, 2]
+
+
 def test_waiting_in_an_eager_job_is_refused_as_in_a_worker(app, double):
     @app.task(name="shop.waits")
     def waits(allowed: bool) -> int:
@@ -120,8 +157,6 @@ def test_apply_in_a_workers_task_may_be_asked_for_its_result(app, double):
 
 
 def test_one_that_was_told_little_makes_its_row_of_that(app):
-    from pgtasks import JobState
-
     result: EagerResult[int] = EagerResult(
         "id", app, "shop.one", state=JobState.SUCCEEDED, value=1, error=None, attempt=2
     )
