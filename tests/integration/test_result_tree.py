@@ -19,6 +19,8 @@ from pgtasks import (
     JobExpiredError,
     NotFoundError,
     TaskFailedError,
+    chain,
+    chord,
     group,
 )
 from pgtasks.ids import new_id
@@ -231,6 +233,44 @@ async def test_the_a_twins_know_the_same_tree(async_app, connection, worker):
         _ = [one async for one in async_app.result(insert_job(connection)).aiterdeps()]
     await async_app.result(last).aforget()
     assert await result.aget(timeout=5) is None
+
+
+# Of a canvas
+
+
+def test_a_canvas_is_found_from_the_ids_of_its_jobs(app, double, worker):
+    total = app.task(name="total")(sum)
+    result: Any = chain(double.s(1), group(double.s(), double.s()), total.s()).apply_async()
+    header = result.parent
+    first = header.parent
+
+    assert app.result(result.id).parent == header
+    assert app.group_result(header.id).parent == first
+    assert list(app.group_result(header.id)) == list(header)
+    assert app.result(first.id).children == [header]
+    assert [node.id for _, node in first.iterdeps(intermediate=True)] == [first.id]
+    while held := worker.claim():
+        worker.succeed(held, 7)
+    assert [value for _, value in app.result(first.id).collect(timeout=5)] == [7, [7, 7], 7, 7]
+
+
+def test_the_end_of_a_broken_canvas_raises_what_broke_it(app, double, worker):
+    following: Any = chain(double.s(1), double.s(), double.s()).apply_async()
+    body: Any = chord([double.s(2), double.s(3)])(app.task(name="total")(sum).s())
+    first, *header = worker.claim()
+    worker.fail(first, "KeyError", "gone")
+    worker.fail(header[0], "ValueError", "no")
+    worker.succeed(header[1], 1)
+
+    with pytest.raises(KeyError, match="gone"):
+        following.get(timeout=5)
+    with pytest.raises(
+        ChordError, match=rf"^Dependency {body.parent[0].id} raised ValueError\('no'\)"
+    ):
+        body.get(timeout=5)
+    states = (following.state, following.parent.state, body.state, body.failed())
+    assert states == ("FAILURE", "FAILURE", "FAILURE", True)
+    assert body.job().error.dependency == body.parent[0].id
 
 
 # Forgetting
