@@ -1,7 +1,7 @@
 """Progress in the database: fenced by the token, seen while the attempt runs, and no burden to anybody else."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -318,7 +318,7 @@ def test_the_view_works_before_roles_are_granted_anew(owner, dsns):
 
 
 @pytest.fixture
-def running(app: App, echo: Any, worker: SimulatedWorker, connection: Any) -> Iterator[Any]:
+def running(app: App, echo: Any, worker: SimulatedWorker, connection: Any) -> Any:
     result = echo.delay()
     held = worker.claim_one()
     connection.execute("update pgtasks.worker set running = %s::uuid[]", [[result.id]])
