@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from pgtasks import App, Ignore, Reject, Retry, Task, current_job, events
 from pgtasks.worker.messages import Order
 from pgtasks.worker.wire import Note
-from tests.fixtures.forked_child import Pipes, kinds
+from tests.fixtures.forked_child import TIMEOUT, Pipes, kinds
 from tests.unit.worker_fakes import claimed_row
 
 
@@ -391,3 +394,88 @@ def test_an_order_for_a_job_that_ended_does_nothing(app: App, fork: Any):
     child.call(2, "add", args="[1,1]")
 
     assert kinds(child.end()) == {1: "succeeded", 2: "succeeded"}
+
+
+# Progress
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options"),
+    [
+        (("leave", "stay"), {}),
+        (("leave", "stay"), {"pool": "threads", "concurrency": 1}),
+        (("leave_too", "stay_too"), {}),
+        (("leave_too", "stay_too"), {"async_concurrency": 2}),
+    ],
+    ids=["functions", "threads", "coroutine", "coroutines"],
+)
+def test_what_a_job_left_behind_does_not_speak_in_place_of_the_next(
+    app: App, pipes: Pipes, fork: Any, tasks: tuple[str, str], options: dict[str, Any]
+):
+    leave, stay = tasks
+
+    def begin_to_speak() -> None:
+        context = contextvars.copy_context()
+
+        def speak() -> None:
+            pipes.listen()
+            current_job().progress(1, message="late")
+            pipes.say("spoke")
+
+        current_job().progress(0)
+        threading.Thread(target=context.run, args=(speak,), daemon=True).start()
+
+    @app.task(name="leave")
+    def leave_thread() -> None:
+        begin_to_speak()
+
+    @app.task(name="leave_too")
+    async def leave_thread_too() -> None:
+        begin_to_speak()
+
+    @app.task(name="stay")
+    def stay_here() -> None:
+        current_job().progress(2)
+        pipes.say("said")
+        time.sleep(TIMEOUT)
+
+    @app.task(name="stay_too")
+    async def stay_here_too() -> None:
+        current_job().progress(2)
+        pipes.say("said")
+        await asyncio.sleep(TIMEOUT)
+
+    child = fork(app, **options)
+    child.call(1, leave)
+    assert child.record(1).kind == "succeeded"
+    child.call(2, stay)
+    assert child.heard() == "said"
+
+    child.tell()
+    assert child.heard() == "spoke"
+
+    assert [(one.serial, orjson.loads(one.progress)["done"]) for one in child.slate.progress()] == [
+        (2, 2)
+    ]
+
+
+def test_progress_of_a_killed_child_is_whole(app: App, fork: Any):
+    @app.task(name="count")
+    def count() -> None:
+        done = 0
+        while True:
+            done += 1
+            current_job().progress(done, 10**9, "x" * 1000)
+
+    child = fork(app)
+    child.call(1, "count")
+    deadline = time.monotonic() + TIMEOUT
+    while not child.slate.progress():
+        assert time.monotonic() < deadline
+
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    [report] = child.slate.progress()
+    assert orjson.loads(report.progress)["total"] == 10**9
+    assert report.serial == 1

@@ -10,7 +10,7 @@ from pgtasks.options import WorkerOptions
 from pgtasks.worker import messages as msg
 from pgtasks.worker.crew import Crew
 from pgtasks.worker.lanes import Lane
-from pgtasks.worker.messages import LaneKind, Running
+from pgtasks.worker.messages import LaneKind, Report, Running
 from pgtasks.worker.pace import IN_PIPE
 from tests.unit.worker_fakes import QUEUES, claimed_row
 
@@ -268,3 +268,35 @@ def test_running_says_what_slates_name_and_children_still_have():
     running = team.crew.running({1: [Running(99, 0.0, 0), Running(1, 0.0, 0)], 7: [], 2: []})
 
     assert running == [jobs[0]]
+
+
+def test_reports_are_of_jobs_that_their_child_has():
+    team = Team(children=2, async_concurrency=2)
+    ordinary, coroutines = team.lane(), team.lane(COROUTINES)
+    team.wait(ordinary, 1)
+    team.wait(coroutines, 1)
+    assert sum(team.place(ordinary).values()) + sum(team.place(coroutines).values()) == 2
+    place = {
+        held.serial: number for number, one in team.crew.members.items() for held in one.jobs()
+    }
+    other = {number: 3 - number for number in (1, 2)}
+    slates = {
+        number: [
+            Report(serial, 1.0, b"{}")
+            for serial in (1, 2, 99)
+            if place.get(serial, number) == number
+        ]
+        for number in (1, 2)
+    }
+    slates[3] = [Report(1, 2.0, b"{}")]  # a child that is gone
+
+    found = team.crew.reports(slates)
+
+    assert {serial: (held.serial, one.at) for serial, (held, one) in found.items()} == {
+        1: (1, 1.0),
+        2: (2, 1.0),
+    }
+    wrong = {other[place[1]]: [Report(1, 1.0, b"{}")]}
+    assert team.crew.reports(wrong) == {}
+    team.ended(place[1], 1)
+    assert set(team.crew.reports(slates)) == {2}
