@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import click
 import msgspec
 
-from pgtasks import App, Bundle, JobState
+from pgtasks import Bundle, JobState
 from pgtasks_cli import output
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.jobs import force_option
 from pgtasks_cli.params import Ago
 from pgtasks_cli.selection import confirm, find_bundle
 from pgtasks_cli.session import Session, pass_session
-
-# How often --watch looks, in seconds.
-WATCH_EVERY = 0.25
+from pgtasks_cli.watching import follow
 
 
 @click.group()
@@ -117,7 +112,10 @@ def list_(
 @bundles.command()
 @click.argument("id")
 @click.option(
-    "-w", "--watch", is_flag=True, help="Follow it until it stops; exit with 1 if a member failed."
+    "-w",
+    "--watch",
+    is_flag=True,
+    help="Follow it and its running members until it stops; exit with 1 if a member failed.",
 )
 @pass_session
 def show(session: Session, id: str, watch: bool) -> None:
@@ -248,37 +246,3 @@ def delete(session: Session, id: str, force: bool) -> None:
 def document(bundle: Bundle) -> dict[str, object]:
     """Return a bundle as JSON has it."""
     return {**msgspec.structs.asdict(bundle), "state": bundle.state}
-
-
-def follow(session: Session, app: App, bundle: Bundle) -> Bundle:
-    """Show the counters move until the bundle stops, and return its last row."""
-    if output.is_terminal() and not session.json:
-        return draw(session, lambda: app.bundle(bundle.id), bundle)
-    shown: tuple[int, int] | None = None
-    while bundle.stopped_at is None:
-        if shown != (bundle.remaining, bundle.failed):
-            shown = (bundle.remaining, bundle.failed)
-            done = bundle.total - bundle.remaining
-            output.remark(session, f"{done} of {bundle.total} done, {bundle.failed} failed")
-        time.sleep(WATCH_EVERY)
-        bundle = app.bundle(bundle.id)
-    return bundle
-
-
-def draw(session: Session, look: Callable[[], Bundle], bundle: Bundle) -> Bundle:
-    """Draw a progress bar until the bundle stops."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]:,} failed"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=output.console(session), transient=True) as progress:
-        bar = progress.add_task("", total=bundle.total, failed=bundle.failed)
-        while bundle.stopped_at is None:
-            progress.update(bar, completed=bundle.total - bundle.remaining, failed=bundle.failed)
-            time.sleep(WATCH_EVERY)
-            bundle = look()
-    return bundle
