@@ -212,7 +212,7 @@ def test_one_process_forgets_at_a_time(worker, dsn):
 # What it costs
 
 
-def test_each_further_report_is_a_hot_update_and_touches_no_job(app, echo, worker, connection):
+def test_a_further_report_is_a_hot_update_and_touches_no_job(app, echo, worker, connection):
     app.enqueue_many([echo.s("x" * 500)] * 50)
     held = worker.claim(limit=50)
     record = recorder(worker)
@@ -226,18 +226,14 @@ def test_each_further_report_is_a_hot_update_and_touches_no_job(app, echo, worke
         return row
 
     record(held, done=0, total=100, message="reading")
-    total = hot = 0
-    for done in range(1, 21):
-        with connection.transaction():  # the counters are the session's own, in a transaction
-            before, jobs = updates("job_progress"), updates("job")
-            assert record(held, done=done, total=100, message="reading") == 50
-            after = updates("job_progress")
-            assert updates("job") == jobs
-        total += after[0] - before[0]
-        hot += after[1] - before[1]
+    # Once: how soon the pages can be pruned for more depends on who else looks at this database.
+    with connection.transaction():  # the counters are the session's own, in a transaction
+        before, jobs = updates("job_progress"), updates("job")
+        assert record(held, done=1, total=100, message="reading") == 50
+        after = updates("job_progress")
+        assert updates("job") == jobs
 
-    assert total == 1000
-    assert hot > 950
+    assert (after[0] - before[0], after[1] - before[1]) == (50, 50)
 
 
 def test_nobody_waits_for_the_disk(echo, worker, connection):
