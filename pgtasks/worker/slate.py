@@ -8,7 +8,8 @@ the signal ASK.
     0..8    child   bytes of unreported outcomes
     8..16   parent  jobs with a smaller serial are not begun any more (a lost lease)
     16..24  parent  how many serials stand in the list that follows
-    24..    parent  serials that are not begun (cancelled in the pipe): SKIPS of 8 bytes
+    24..32  child   whether any job here ever said how far it is
+    32..    parent  serials that are not begun (cancelled in the pipe): SKIPS of 8 bytes
     ..      slots of 40 bytes, one for each job that the child runs at once:
                 child   serial (0: none yet), when it began (CLOCK_MONOTONIC), pid of its session (0: none)
                 parent  the serial that an order is for, the order
@@ -44,7 +45,8 @@ READ_TIMES = 3
 _LENGTH = 0
 _SKIP_BELOW = 1
 _SKIP_COUNT = 2
-_SKIP_LIST = 3
+_SAID = 3
+_SKIP_LIST = 4
 _SLOTS = _SKIP_LIST + SKIPS
 _SERIAL, _BEGAN, _SESSION, _ORDER_SERIAL, _ORDER, _SLOT_WORDS = range(6)
 
@@ -66,6 +68,7 @@ class Slate:
         self._words = memoryview(self._page).cast("Q")
         self._times = memoryview(self._page).cast("d")
         self._length = 0
+        self._said = False
 
     # The child's side
 
@@ -116,6 +119,8 @@ class Slate:
         entry = _PROGRESS.pack(_checksum(serial, data), len(data), serial, now) + data
         start = self._progress + slot * PROGRESS_ROOM
         self._page[start : start + len(entry)] = entry
+        if not self._said:
+            self._words[_SAID] = self._said = True
 
     # Both sides; the parent, once the child is dead
 
@@ -142,7 +147,9 @@ class Slate:
 
     def progress(self) -> list[Report]:
         """Return what stands in the slots of how far their jobs are, or were."""
-        found = []
+        found: list[Report] = []
+        if not self._words[_SAID]:  # most never do, and may have a thousand slots
+            return found
         for slot in range(self.slots):
             start = self._progress + slot * PROGRESS_ROOM
             for _ in range(READ_TIMES):

@@ -11,6 +11,9 @@ A frame is four bytes of length (big-endian) and so many bytes of JSON.
   the database knows there are three: "skipped" (not begun, as the slate said), "committed" (a transactional
   job whose success is in the database) and "late" (a transactional job that was no longer this worker's).
 
+How far a job is does not go over the pipe: it would wait when the pipe is full, and only the newest counts. It
+stands on the slate.
+
 End of file from the parent is the order to stop after the jobs that were read; from a child it means
 that the child is gone.
 """

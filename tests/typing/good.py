@@ -13,6 +13,7 @@ from pgtasks import (
     GroupResult,
     Job,
     Partial,
+    Progress,
     ResultSet,
     Signature,
     Task,
@@ -20,6 +21,7 @@ from pgtasks import (
     chain,
     chord,
     chunks,
+    current_job,
     expo,
     fixed,
     group,
@@ -326,6 +328,15 @@ def on_a_connection(connection: object) -> None:
     assert_type(send_email.using(connection).delay("ann"), AsyncResult[str])
     with app.connection(connection), app.eager(), app.ignoring(send_email, "other") as discarded:
         assert_type(discarded[0].task, str)
+
+
+def progress(job: Job) -> None:
+    current_job().progress(12, 40, "reading")
+    current_job().progress(0.5, total=1.0)
+    bound.update_state(state="READING", meta={"page": 3})
+    assert_type(job.progress, Progress)
+    assert_type(job.progress.done, int | float | None)
+    assert_type(job.progress.text(), str)
 
 
 def listeners() -> None:
