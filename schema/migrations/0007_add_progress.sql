@@ -1,8 +1,9 @@
 -- How far running jobs are, as their tasks say it.
 --
 -- A table of its own, and no column of job: a job of an hour is written 3,600 times, and under a held snapshot no
--- version of these may go, which would fill the pages that claims need for HOT updates, and the claim index. A row
--- belongs to an attempt by its token: when a job is finished, retried, given back or rescued its token goes, and
+-- version of these may go, which would fill the pages that claims need for HOT updates, and the claim index
+-- (measured, 200 running jobs written 120 times: a claim of 100 then reads 9,909 buffers; with this table 141, as
+-- before). A row belongs to an attempt by its token: when a job is finished, retried, given back or rescued its token goes, and
 -- with that nobody sees the row any more. So none of these has anything to do here, and a job without progress
 -- costs nothing; forget_progress removes the row later. Who writes for a claim that was lost writes a row of his
 -- own, that nobody sees.
