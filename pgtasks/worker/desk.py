@@ -17,7 +17,7 @@ import orjson
 from pgtasks import events
 from pgtasks.worker import messages as msg
 from pgtasks.worker.intake import MAX_SURVEYED
-from pgtasks.worker.link import Failed, Link, Reply, plain_array, text_array
+from pgtasks.worker.link import Call, Failed, Link, Reply, Rows, plain_array, text_array
 
 # How many due jobs one statement makes ready at most.
 PROMOTE_LIMIT = 1000
@@ -122,6 +122,9 @@ class Desk:
         token = str(uuid.uuid4())
         tasks, at_most_once = self._lanes[order.lane]
 
+        def surveyed(rows: Rows) -> None:
+            self._tell(msg.Surveyed(order.queue, dict(rows), order.lane))
+
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 self.answered_at = time.monotonic()
@@ -130,41 +133,22 @@ class Desk:
             else:
                 self._refused(order, reply)
 
+        claim = {
+            "queue": order.queue,
+            "tasks": tasks,
+            "high": plain_array(map(str, order.high)),
+            "low": plain_array(map(str, order.low)),
+            "after": plain_array("NULL" if one is None else str(one) for one in order.after),
+            "limit": order.limit,
+            "token": token,
+            "worker_id": self.worker_id,
+            "at_most_once": at_most_once,
+        }
+        calls: list[Call] = [("claim_jobs", claim)]
         if order.sweep:
-            self._survey(order, now)
-        self._link.submit(
-            [
-                (
-                    "claim_jobs",
-                    {
-                        "queue": order.queue,
-                        "tasks": tasks,
-                        "high": plain_array(map(str, order.high)),
-                        "low": plain_array(map(str, order.low)),
-                        "after": plain_array(
-                            "NULL" if one is None else str(one) for one in order.after
-                        ),
-                        "limit": order.limit,
-                        "token": token,
-                        "worker_id": self.worker_id,
-                        "at_most_once": at_most_once,
-                    },
-                )
-            ],
-            done,
-            now,
-            msg.ClaimedRow._make,
-        )
-
-    def _survey(self, order: msg.Claim, now: float) -> None:
-        def done(reply: Reply) -> None:
-            if isinstance(reply, list):
-                self._tell(msg.Surveyed(order.queue, dict(reply), order.lane))
-            elif isinstance(reply, Failed):  # the next sweep asks again
-                _tell_refused("Surveyed", reply)
-
-        parameters = {"queue": order.queue, "limit": MAX_SURVEYED}
-        self._link.submit([("ready_priorities", parameters)], done, now)
+            calls.insert(0, ("ready_priorities", {"queue": order.queue, "limit": MAX_SURVEYED}))
+        before = surveyed if order.sweep else None
+        self._link.submit(calls, done, now, msg.ClaimedRow._make, before)
 
     def _look(self, command: msg.Look, now: float) -> None:
         def done(reply: Reply) -> None:

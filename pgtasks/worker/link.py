@@ -65,6 +65,7 @@ class _Unit:
     make_row: Callable[[Sequence[Any]], Any]
     sent_at: float
     rows: Rows
+    before: Callable[[Rows], None] | None = None
     failed: Failed | None = None
 
 
@@ -124,6 +125,7 @@ class Link:
         done: Callable[[Reply], None],
         now: float,
         make_row: Callable[[Sequence[Any]], Any] = tuple,
+        before: Callable[[Rows], None] | None = None,
     ) -> None:
         """Send a unit; ``done`` is called with its reply, from `ready` or `check`.
 
@@ -132,10 +134,11 @@ class Link:
             done: takes the rows of the last statement, or what went wrong.
             now: monotonic seconds.
             make_row: what to make of each row.
+            before: takes the rows of the first statement, as soon as they are there.
         """
         assert self._pgconn is not None
         assert self.state is State.UP
-        self._units.append(_Unit(done, make_row, now, []))
+        self._units.append(_Unit(done, make_row, now, [], before))
         if self._failure is not None:
             return  # `check` will answer it as lost
         try:
@@ -247,7 +250,11 @@ class Link:
                 unit.done(unit.rows if unit.failed is None else unit.failed)
             case pq.ExecStatus.TUPLES_OK:
                 self._transformer.set_pgresult(result)
-                unit.rows = self._transformer.load_rows(0, result.ntuples, unit.make_row)
+                if unit.before is not None:
+                    before, unit.before = unit.before, None
+                    before(self._transformer.load_rows(0, result.ntuples, tuple))
+                else:
+                    unit.rows = self._transformer.load_rows(0, result.ntuples, unit.make_row)
             case pq.ExecStatus.FATAL_ERROR if unit.failed is None:
                 sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
                 message = (
