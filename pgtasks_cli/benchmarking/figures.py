@@ -36,6 +36,8 @@ def _at_most(value: float) -> Target:
 
 # For 2 cores, PostgreSQL on the same box, default durability. By the figure's key.
 TARGETS: Mapping[str, Target] = {
+    "canvas.chord_written": _at_most(3),
+    "canvas.chord_of_group": _at_least(0.9),
     "claim.hot_ratio": _at_least(0.97),
     "drain.rate": _at_least(18_000),
     "drain.of_raw": _at_least(0.7),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pgtasks_cli.benchmarking import claim, drain, enqueue, latency, startup
+from pgtasks_cli.benchmarking import canvas, claim, drain, enqueue, latency, startup
 from pgtasks_cli.benchmarking.figures import Figure, Report
 from pgtasks_cli.benchmarking.scratch import Scratch, scratch_database
 from pgtasks_cli.benchmarking.tasks import app
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pgtasks_cli.benchmarking.plan import Plan
 
 MEASURES: dict[str, Callable[[Scratch, Plan], Iterator[Figure]]] = {
+    "canvas": canvas.measure,
     "claim": claim.measure,
     "drain": drain.measure,
     "enqueue": enqueue.measure,

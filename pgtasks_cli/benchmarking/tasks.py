@@ -18,6 +18,12 @@ def noop(order: dict[str, Any]) -> None:
     """Do nothing."""
 
 
+@app.task(name="bench.count")
+def count(results: list[Any]) -> int:
+    """Return how many results there are."""
+    return len(results)
+
+
 @app.task(name="bench.forgotten", keep_history=False)
 def forgotten(order: dict[str, Any]) -> None:
     """Do nothing, and leave nothing behind."""

@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[2]
 
 KEYS = {
     "claim": {"claim.rate_100", "claim.rate_500", "claim.wal_500", "claim.hot_ratio"},
+    "canvas": {
+        "canvas.chord_written",
+        "canvas.group_rate",
+        "canvas.chord_rate",
+        "canvas.chord_of_group",
+    },
     "drain": {
         "drain.rate",
         "drain.raw_rate",
