@@ -177,8 +177,8 @@ def test_a_callback_gets_the_results_in_order(echo, worker):
 def test_iterate_yields_members_as_they_come_and_none_for_what_is_not_kept(echo, worker):
     result = group(echo.s(n) for n in range(3)).apply()
     first, second, third = worker.claim()
-    worker.succeed(third, "third")
-    worker.finish(second, keep=False)
+    worker.succeed([second, third], "third")
+    assert echo.app.delete(second.id) == [second.id]
 
     arrivals = result.iterate(timeout=20)
     early = {next(arrivals), next(arrivals)}

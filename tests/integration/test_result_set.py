@@ -226,10 +226,11 @@ def test_waiting_for_many_takes_few_statements_and_only_asks_for_what_is_open(
     app, echo, dsn, statements, monkeypatch
 ):
     monkeypatch.setattr("pgtasks.waiting.FIRST_POLL", 30.0)
+    monkeypatch.setattr("pgtasks.waiting.APART", 0.0)  # it waits for the last of them all the same
     results = ResultSet(app.enqueue_many([echo.s(n) for n in range(1000)]))
     statements.clear()
 
-    with finishing(dsn, in_batches(100)):
+    with finishing(dsn, in_batches(50)):
         assert results.get(timeout=30) == ["done"] * 1000
 
     # Before it listens, when it does, and when all were told; one more if the first batch came in between.

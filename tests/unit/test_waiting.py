@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from pgtasks import ResultTimeoutError, waiting
 from pgtasks.waiting import Watch
+from tests.fixtures.eventually import eventually
 
 IDS = {"a", "b", "c"}
 JOBS = "pgtasks_job_stopped"
@@ -41,20 +43,28 @@ def ear(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def told(ear: Any, watch: Watch, *stopped: list[str] | None, open: set[str] = IDS) -> Any:
-    """Return what the next pause gives when this is heard in it."""
+    """Return what the next pause gives when this is heard in it, one after the other."""
 
     def tell() -> None:
         assert ear.subscribed.wait(10)
-        assert ear.tell is not None
         for one in stopped:
-            ear.tell(JOBS, one)
+            if ear.tell is not None:
+                ear.tell(JOBS, one)
+            eventually(considered)
 
+    def considered() -> None:
+        assert done.is_set() or not watch._heard.is_set()
+
+    began = time.monotonic()
+    done = threading.Event()
     thread = threading.Thread(target=tell)
     thread.start()
     try:
         return watch.pause(open, "they are")
     finally:
+        done.set()
         thread.join()
+        assert time.monotonic() - began < 20  # it was not the poll that woke it
 
 
 def test_the_first_look_is_at_once_at_everything_and_needs_no_listener(ear: Any):
