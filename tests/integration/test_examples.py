@@ -15,6 +15,7 @@ EXPECTED = {
     "hello": "Hello Ann",
     "retries": "order 1 printed at attempt 3",
     "groups": "1000 of 1000 succeeded",
+    "progress": "/30 (",
     "transaction": "1 job was enqueued",
     "asynchronous": "'page 4'",
     "without_database": "Ann pays until 24 December",
