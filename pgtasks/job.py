@@ -137,7 +137,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     root_id: str | None = None
     bundle_id: str | None = None
     bundle_index: int | None = None
-    after_bundle_id: str | None = None
+    after_bundle_id: str | None = None  # what it waits or waited for: `after_on` says when it runs
+    after_on: Literal["success", "failure", "stop"] | None = None
+    takes: Literal["result", "results", "error"] | None = None  # from there, before its arguments
     reason: str | None = None
     cancel_requested: bool = False
     worker_id: int | None = None
@@ -214,6 +216,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             id, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args,
             kwargs, options, origin, parent_id, root_id, bundle_id, bundle_index, after_bundle_id, reason,
             cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress,
+            after_on, takes,
         ) = row
         # fmt: on
         return cls(
@@ -237,6 +240,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             bundle_id=bundle_id,
             bundle_index=bundle_index,
             after_bundle_id=after_bundle_id,
+            after_on=after_on,
+            takes=takes,
             reason=reason,
             cancel_requested=cancel_requested,
             worker_id=worker_id,
@@ -263,7 +268,12 @@ def attempts_from_json(value: Sequence[Mapping[str, Any]] | None) -> tuple[Attem
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs whose common end is tracked; a group makes one."""
+    """Jobs whose common end is tracked; a group makes one.
+
+    Attributes:
+        kind: ``step``: of one job, so that others can wait for it, as for a chain's step; lists leave it out.
+        parent_id: the group that a step is in.
+    """
 
     id: str
     type: str | None
@@ -273,6 +283,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     created_at: datetime
     stopped_at: datetime | None
+    kind: Literal["group", "step"] = "group"
+    parent_id: str | None = None
 
     @property
     def state(self) -> Literal["running", "succeeded", "failed"]:
@@ -284,7 +296,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Bundle:
         """Build one from a row of the statement list_bundles."""
-        id, type, origin, total, remaining, failed, created_at, stopped_at = row
+        id, type, origin, total, remaining, failed, created_at, stopped_at, kind, parent_id = row
         return cls(
             id=id,
             type=type,
@@ -294,6 +306,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
             failed=failed,
             created_at=created_at,
             stopped_at=stopped_at,
+            kind=kind,
+            parent_id=parent_id,
         )
 
 

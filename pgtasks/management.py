@@ -69,6 +69,25 @@ class Management:
 
         return await self.arun(operations.list_jobs(_filter(states, conditions)))
 
+    def graph(self, id: Ids) -> list[Job]:
+        """Return all jobs of the graph that a job belongs to, oldest first: itself, too.
+
+        A graph is what was enqueued as one canvas, and all that its jobs enqueued and were replaced by. A job
+        waits for ``after_bundle_id``, which is the ``bundle_id`` of others; `bundles` with ``ids`` has the rows.
+
+        Raises:
+            NotFoundError: there is no such job.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.get_graph(_id(id)))
+
+    async def agraph(self, id: Ids) -> list[Job]:
+        """Return all jobs of the graph that a job belongs to, oldest first; see `graph`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.get_graph(_id(id)))
+
     def status(self) -> Status:
         """Count jobs and bundles by state."""
         from pgtasks.db import operations
@@ -232,7 +251,7 @@ class Management:
 
         Args:
             conditions: ``type``, ``origin``, ``stopped`` (a bool), ``failed`` (a bool),
-                ``created_before``, ``before_id``, ``limit``.
+                ``created_before``, ``before_id``, ``limit``; ``ids``, by which steps are found, too.
         """
         from pgtasks.db import operations
 

@@ -302,6 +302,18 @@ def get_job(id: str) -> Statement[Job]:
     )
 
 
+def get_graph(id: str) -> Steps[list[Job]]:
+    """Read all jobs of the graph that a job belongs to, oldest first; NotFoundError if there is no such job."""
+    jobs: list[Job] = yield Statement(
+        name="get_graph",
+        parameters={"id": id, "since": since([id])},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+    if not jobs:
+        raise NotFoundError(f"no job has the id {id}")
+    return jobs
+
+
 def list_jobs(filter: JobFilter) -> Statement[list[Job]]:
     """Read the jobs that fit, newest first."""
     parameters = {

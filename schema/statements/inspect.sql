@@ -3,7 +3,7 @@
 select
     id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
     options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
-    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text, after_on, takes
 from pgtasks.jobs
 where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since)s::timestamptz)
 
@@ -12,7 +12,7 @@ where id = any(%(ids)s::uuid[]) and (stopped_at is null or stopped_at >= %(since
 select
     id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
     options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
-    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text, after_on, takes
 from pgtasks.jobs
 where (%(states)s::text[] is null or state = any(%(states)s::text[]))
     and (%(task)s::text is null or task = %(task)s)
@@ -29,6 +29,23 @@ where (%(states)s::text[] is null or state = any(%(states)s::text[]))
     and (%(before_id)s::uuid is null or id < %(before_id)s::uuid)
 order by id desc
 limit %(limit)s::integer
+
+-- name: get_graph
+-- All jobs of the graph that a job belongs to, live and finished, oldest first.
+-- By the root, which has an index; a job without one is the root of what it enqueued.
+with root as materialized (
+    select coalesce(j.root_id, j.id) as id
+    from pgtasks.jobs j
+    where j.id = %(id)s::uuid and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
+)
+select
+    j.id::text, j.queue, j.state, j.priority, j.created_at, j.start_at, j.expires_at, j.started_at, j.stopped_at,
+    j.task, j.args, j.kwargs, j.options, j.origin, j.parent_id::text, j.root_id::text, j.bundle_id::text,
+    j.bundle_index, j.after_bundle_id::text, j.reason, j.cancel_requested, j.crashes, j.attempts, j.attempt,
+    j.worker_id, j.result, j.error, j.progress::text, j.after_on, j.takes
+from pgtasks.jobs j
+where j.root_id = (select r.id from root r) or j.id = (select r.id from root r)
+order by j.id
 
 -- name: count_jobs
 -- How many jobs are in each state, by queue.
@@ -48,7 +65,7 @@ where kind = 'group'
 
 -- name: list_bundles
 -- Groups, or any bundles by their ids, that fit every condition that is not null, newest id first.
-select id::text, type, origin, total, remaining, failed, created_at, stopped_at
+select id::text, type, origin, total, remaining, failed, created_at, stopped_at, kind, parent_id::text
 from pgtasks.job_bundle
 where case when %(ids)s::uuid[] is null then kind = 'group' else id = any(%(ids)s::uuid[]) end
     and (%(type)s::text is null or type = %(type)s)
@@ -73,7 +90,7 @@ select
     j.id::text, j.queue, j.state, j.priority, j.created_at, j.start_at, j.expires_at, j.started_at, j.stopped_at,
     j.task, j.args, j.kwargs, j.options, j.origin, j.parent_id::text, j.root_id::text, j.bundle_id::text,
     j.bundle_index, j.after_bundle_id::text, j.reason, j.cancel_requested, j.crashes, j.attempts, j.attempt,
-    j.worker_id, j.result, j.error, j.progress::text
+    j.worker_id, j.result, j.error, j.progress::text, j.after_on, j.takes
 from pgtasks.claim c
 join pgtasks.worker w on w.id = c.worker_id
 -- The view, which masks arguments; live rows only.
