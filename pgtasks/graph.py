@@ -207,9 +207,8 @@ class _Compiler:
         self.bundles: list[Bundle] = []
         self._type = type
         self._origin = origin
-        self._followers: dict[
-            str, list[Bundle]
-        ] = {}  # bundle id -> bundles of the jobs that wait for it
+        # bundle id -> bundles of the jobs that wait for it
+        self._followers: dict[str, list[Bundle]] = {}
         request = current_request()
         self._root_id = None if request is None else request.root_id
         self._nesting = 0

@@ -219,6 +219,20 @@ begin
 end
 $$;
 
+-- A number of seconds among the options of a call. Any client may have written these: what is no number counts as
+-- nothing, and what is too large for an interval as a hundred years.
+create function pgtasks.option_seconds(p_options jsonb, p_name text) returns interval
+language plpgsql immutable
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(p_options -> p_name) is distinct from 'number' then
+        return null;
+    end if;
+    return least(greatest((p_options ->> p_name)::numeric, 0), 3155760000)::double precision * interval '1 second';
+end
+$$;
+
 -- Unblocks the jobs that waited for these stopped bundles and hands them what they take; those that are
 -- no longer needed leave: what waited for success is cancelled, what waited for failure vanishes.
 --
@@ -276,13 +290,12 @@ begin
     with released as (
         update pgtasks.job j
         set state = case
-                when coalesce(now() + (j.options ->> 'countdown')::double precision * interval '1 second', j.start_at) > now()
-                    then 'scheduled'
+                when coalesce(now() + pgtasks.option_seconds(j.options, 'countdown'), j.start_at) > now() then 'scheduled'
                 else 'ready'
             end,
             -- What a call says in seconds counts from here.
-            start_at = coalesce(now() + (j.options ->> 'countdown')::double precision * interval '1 second', j.start_at),
-            expires_at = coalesce(now() + (j.options ->> 'expires_in')::double precision * interval '1 second', j.expires_at),
+            start_at = coalesce(now() + pgtasks.option_seconds(j.options, 'countdown'), j.start_at),
+            expires_at = coalesce(now() + pgtasks.option_seconds(j.options, 'expires_in'), j.expires_at),
             seq = nextval('pgtasks.job_seq'),
             input = case j.takes
                 when 'results' then (
