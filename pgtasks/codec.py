@@ -48,7 +48,8 @@ def encode(value: object, where: str = "value", *, max_bytes: int = MAX_BYTES) -
 
     Beyond JSON's own types: tuples (as lists), dataclasses, attrs classes, msgspec structs,
     pydantic models, enums (their value), dates, times and time spans (ISO 8601), UUIDs, decimals
-    (as text) and bytes (base64). `pgtasks.parameters` rebuilds them from annotations.
+    (as text) and bytes (base64). `pgtasks.parameters` rebuilds them from annotations. What else there
+    is, `write_as` was told.
 
     Args:
         value: what to encode.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pgtasks.app import App
+    from pgtasks.job import NewJob
 
 A = TypeVar("A", contravariant=True)
 """What a node still needs as its first argument: Any, if it needs nothing that is known."""
@@ -75,6 +76,13 @@ class Node(Generic[A, R]):
     def _connection(self) -> Any:
         """Return the connection that its first task is to be written on, if one was named."""
         raise NotImplementedError
+
+    def new_job(self) -> NewJob:
+        """Raise ConfigurationError: only a signature without callbacks is one job."""
+        raise ConfigurationError(
+            f"expected a signature without callbacks, found {shown(self)}: enqueue it by its own delay(), "
+            "or as a member of a group"
+        )
 
     # Changing and copying
 

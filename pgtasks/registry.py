@@ -30,6 +30,8 @@ from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.node import Node
+    from pgtasks.signatures import Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,18 +160,22 @@ class Registry:
             self._add_builtin_tasks()
         return self.tasks.get(name)
 
+    @overload
+    def signature(self, varies: Mapping[str, Any], /) -> Node[Any, Any]: ...
+    @overload
     def signature(
         self,
-        varies: Any,
+        varies: str,
+        /,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         immutable: bool = False,
         **options: Any,
-    ) -> Any:
+    ) -> Signature[Any]: ...
+    def signature(self, varies: Any, /, *args: Any, **options: Any) -> Any:
         """Describe a call of a task of this app by its name; see `pgtasks.signature`."""
-        app = cast("App", self)
-        return signature(varies, args, kwargs, app=app, immutable=immutable, **options)
+        return signature(varies, *args, app=cast("App", self), **options)
 
     def _add_builtin_tasks(self) -> None:
         from pgtasks.builtin_tasks import FUNCTIONS

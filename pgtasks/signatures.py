@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from pgtasks.errors import ConfigurationError
 from pgtasks.node import (
     KINDS,
-    LINKS,
     A,
     Node,
     R,
@@ -173,17 +172,17 @@ class Partial(Node[A, R]):
         return cast("EagerResult[R]", result)
 
     def new_job(self) -> NewJob:
-        """Build the job that the call makes, without what is linked to it."""
-        options = self.options
-        if options and any(name in options for name in ("connection", *LINKS)):
-            options = {k: v for k, v in options.items() if k != "connection" and k not in LINKS}
-        return (self._task or self.task).new_job(self.args, self.kwargs, options)
+        """Build the job that the call makes.
 
-    @property
-    def may_ignore_result(self) -> bool:
-        """Whether the task, as far as it is known here, stores no result of its own accord."""
-        task: Any = self.task
-        return isinstance(task, NamedTask) or not task.options.stores_result
+        Raises:
+            ConfigurationError: something is linked to it, and would be lost.
+        """
+        options = self.options
+        if options:
+            if self.has_callbacks:
+                return super().new_job()
+            options = {name: value for name, value in options.items() if name != "connection"}
+        return (self._task or self.task).new_job(self.args, self.kwargs, options)
 
     # As data
 

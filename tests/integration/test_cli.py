@@ -83,7 +83,8 @@ def fail(connection: psycopg.Connection[Any], id: str, message: str = "boo") -> 
 def register_worker(connection: psycopg.Connection[Any], name: str = "one@host") -> int:
     row = connection.execute(
         "insert into pgtasks.worker (name, host, pid, version, pool, concurrency, queues, tasks, stats)"
-        " values (%s, 'host', 1, '0', 'prefork', 2, '{default}', '{cli.add,pgtasks.map}', '{\"held\": 1}') returning id",
+        " values (%s, 'host', 1, '0', 'prefork', 2, '{default}', '{cli.add,pgtasks.map}', '{\"held\": 1}')"
+        " returning id",
         [name],
     ).fetchone()
     assert row is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pgtasks import App, Signature, group
+from pgtasks import App, Signature, chord, group
 from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.graph import compile_graph
 
@@ -109,6 +109,16 @@ def test_a_signature_becomes_a_job():
     assert json.loads(job.args) == [1]
     assert json.loads(job.kwargs) == {"b": 2}
     assert (job.delay, job.origin) == (5.0, "here")
+
+
+@pytest.mark.parametrize(
+    "node", [add.s(1).set(link=add.s(2)), add.s(1) | add.s(2), group(add.s(1)), chord([], add.s(1))]
+)
+def test_what_is_more_than_one_job_is_refused_where_one_is_expected(node: Any):
+    with pytest.raises(ConfigurationError, match=r"expected a signature without callbacks, found"):
+        node.new_job()
+    with pytest.raises(ConfigurationError, match=r"expected a signature without callbacks, found"):
+        app.enqueue_many([add.s(1), node])
 
 
 def test_a_partial_signature_is_checked_when_it_becomes_a_job():

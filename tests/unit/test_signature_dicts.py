@@ -118,6 +118,7 @@ def test_a_clone_is_equal_and_shares_nothing_that_changes(node: Any):
 
 def _set_everywhere(node: Any) -> None:
     node.set(queue="changed")
+    getattr(node, "kwargs", {})["changed"] = True
     inner = [*getattr(node, "tasks", ()), getattr(node, "body", None)]
     inner += [*node.options.get("link", ()), *node.options.get("link_error", ())]
     for one in inner:
