@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from pgtasks.errors import ConfigurationError
-from pgtasks.groups import group
+from pgtasks.groups import ends_as_group, group
 from pgtasks.node import (
     Node,
     R,
@@ -244,8 +244,10 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         """Return its steps; copies with its options passed on to those that they are for.
 
         ``link`` and ``task_id`` are for the last step, ``countdown`` and ``eta`` for the first, ``link_error`` and
-        other options for every step. An empty group at the end is left out, if there is something before it:
-        nothing follows it.
+        other options for every step. But ``link_error`` is not for a group that is followed by a step: that step has
+        its failure as a `ChordError`, so that the callback runs once.
+
+        An empty group at the end is left out, if there is something before it: nothing follows it.
 
         Raises:
             ConfigurationError: it has no steps.
@@ -261,7 +263,14 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         if self.options:
             steps = [task.clone() for task in steps]
             first, last = steps[:1], steps[-1:]
-            to = {"link": last, "task_id": last, "countdown": first, "eta": first}
+            failing = [*(step for step in steps[:-1] if not ends_as_group(step)), *last]
+            to = {
+                "link": last,
+                "task_id": last,
+                "countdown": first,
+                "eta": first,
+                "link_error": failing,
+            }
             pass_on(self.options, to, steps)
         return steps
 
@@ -281,6 +290,9 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
     def _read(cls, d: Mapping[str, Any], app: App | None) -> chain[Any]:
         tasks = [read(task, app) for task in listed(d, "tasks")]
         return with_call(chain(tasks, app=app, **read_options(d, app)), d)
+
+    def _last(self) -> Node[Any, Any] | None:
+        return self.tasks[-1] if self.tasks else None
 
     def _known_app(self) -> App | None:
         return self._app or first_app(self.tasks)

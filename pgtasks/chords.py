@@ -193,6 +193,9 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         body = None if body is None else read(body, app)
         return with_call(chord(members, body, app=app, **read_options(d, app)), d)
 
+    def _last(self) -> Node[Any, Any] | None:
+        return self.body
+
     def _known_app(self) -> App | None:
         body = None if self.body is None else self.body._known_app()
         return self._app or self.header._known_app() or body

@@ -17,6 +17,7 @@ from pgtasks import codec
 from pgtasks.canvas import Node, chain, chord, group
 from pgtasks.context import current_request
 from pgtasks.errors import ConfigurationError, EncodingError
+from pgtasks.groups import ends_as_group
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
@@ -424,17 +425,6 @@ def with_parent(end: End, parent: End) -> End:
     for one in reversed(line):
         parent = one._replace(parent=parent)
     return parent
-
-
-def ends_as_group(node: Node[Any, Any]) -> bool:
-    """Whether what follows gets a list."""
-    while True:
-        if isinstance(node, chain) and node.tasks:
-            node = node.tasks[-1]
-        elif isinstance(node, chord) and node.body is not None:
-            node = node.body
-        else:
-            return isinstance(node, group)
 
 
 def _is_immutable(node: Node[Any, Any]) -> bool:

@@ -244,6 +244,13 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         )
 
 
+def ends_as_group(node: Node[Any, Any]) -> bool:
+    """Whether what follows gets a list."""
+    while (last := node._last()) is not None:
+        node = last
+    return isinstance(node, group)
+
+
 Group = group  # within `chunks`, the name is a method
 
 

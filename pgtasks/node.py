@@ -84,6 +84,10 @@ class Node(Generic[A, R]):
             "or as a member of a group"
         )
 
+    def _last(self) -> Node[Any, Any] | None:
+        """Return the part that it ends with, if it has parts one after the other."""
+        return None
+
     # Changing and copying
 
     def clone(

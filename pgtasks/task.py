@@ -344,7 +344,8 @@ class Task(Generic[P, R]):
                 be undone.
             EncodingError: it is too large; see `pgtasks.graph.MAX_REPLACEMENT`.
         """
-        from pgtasks.graph import compile_graph, ends_as_group
+        from pgtasks.graph import compile_graph
+        from pgtasks.groups import ends_as_group
 
         request = request_var.get()
         if request is None:

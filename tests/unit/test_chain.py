@@ -145,6 +145,21 @@ def test_the_options_of_a_chain_are_passed_on_to_the_steps_that_they_are_for():
     assert [step.options for step in steps.tasks] == [{}, {}, {}]
 
 
+def test_a_callback_for_failure_is_not_for_a_group_that_is_followed_by_a_step():
+    headed: Any = group(add.s(1), add.s(2)) | group(
+        add.s(3), add.s(4)
+    )  # a chord with a group for its body
+    steps: Any = chain(
+        add.s(1), group(add.s(1), add.s(2)), headed, tsum.s(), group(add.s(5), add.s(6))
+    )
+    steps.link_error(add.s(7, 8))
+
+    passed_on = [step.options for step in steps.unchain_tasks()]
+
+    errbacks = {"link_error": [add.s(7, 8)]}
+    assert passed_on == [errbacks, {}, {}, errbacks, errbacks]
+
+
 def test_the_callbacks_of_a_chain_come_after_those_of_its_steps_and_once():
     step: Any = add.s(3)
     step.link(add.s(4))
