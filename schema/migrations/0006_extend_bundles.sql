@@ -18,8 +18,7 @@ alter table pgtasks.job add constraint job_takes_check check (takes in ('result'
 -- A whole graph by the id of its first job. By its bundles, so that the members of large groups are in no index more.
 alter table pgtasks.job_bundle add column root_id uuid;
 create index job_bundle_root on pgtasks.job_bundle (root_id) where root_id is not null;
-create index job_alone on pgtasks.job (root_id)
-where root_id is not null and bundle_id is null and after_bundle_id is null;
+create index job_alone on pgtasks.job (root_id) where root_id is not null and bundle_id is null;
 create index job_history_alone on pgtasks.job_history (root_id)
 where root_id is not null and bundle_id is null and after_bundle_id is null;
 
@@ -42,12 +41,9 @@ begin
     union
     select h.id from pgtasks.job_history h where h.bundle_id = any(v_bundle_ids)
     union
-    select j.id from pgtasks.job j where j.state = 'blocked' and j.after_bundle_id = any(v_bundle_ids)
-    union
     select h.id from pgtasks.job_history h where h.after_bundle_id = any(v_bundle_ids)
     union
-    select j.id from pgtasks.job j
-    where j.root_id = p_root_id and j.bundle_id is null and j.after_bundle_id is null
+    select j.id from pgtasks.job j where j.root_id = p_root_id and j.bundle_id is null
     union
     select h.id from pgtasks.job_history h
     where h.root_id = p_root_id and h.bundle_id is null and h.after_bundle_id is null

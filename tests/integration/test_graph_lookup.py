@@ -67,6 +67,19 @@ async def test_what_is_finished_is_found_as_what_is_not(add, graph, worker):
     ]
 
 
+async def test_what_no_longer_waits_and_is_in_no_bundle_is_found(add, graph, worker):
+    result = chain(add.s(1), add.s(2)).apply()
+    worker.succeed(worker.claim_one(), 1)
+    ready = await graph(result.parent)
+    held = worker.claim_one()
+    running = await graph(result.parent)
+    worker.succeed(held, 3)
+    done = await graph(result.parent)
+
+    states = [[str(job.state) for job in jobs] for jobs in (ready, running, done)]
+    assert states == [["succeeded", one] for one in ("ready", "running", "succeeded")]
+
+
 async def test_what_a_job_enqueues_is_in_its_graph_by_any_way(async_app, add, graph):
     alone = add.delay(1)
     new = add.s(1).new_job()
