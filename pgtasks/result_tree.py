@@ -6,7 +6,6 @@ job that enqueued it or that it follows (whose child it is).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -82,48 +81,72 @@ class JobNode(ResultBase):
         """What it enqueued and what follows it, oldest first: jobs, and groups as one each."""
         from pgtasks.db import operations
 
-        return children_of(self.app, self.app.run(operations.get_children(self.id)))
+        found = self.app.run(operations.get_children([self.id]))
+        return children_of(self.app, found[self.id])
 
     async def achildren(self) -> list[Node]:
         """Return `children`."""
         from pgtasks.db import operations
 
-        return children_of(self.app, await self.app.arun(operations.get_children(self.id)))
+        found = await self.app.arun(operations.get_children([self.id]))
+        return children_of(self.app, found[self.id])
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Node | None, Node]]:
         """Yield (parent, node) for this and all that came of it, level by level; (None, this) first.
+
+        The database is asked once a level, whatever its size, and once for each group.
 
         Args:
             intermediate: leave out what may still come of a job that is not finished, instead of raising.
 
         Raises:
-            IncompleteStream: a job is not finished when the next is asked for.
+            IncompleteStream: a job is not finished when the first of the next level is asked for.
         """
-        left, seen = _queue(self), {self.id}  # a job that was replaced follows what it enqueued
-        while left:
-            parent, node = left.popleft()
-            yield parent, node
-            if node.ready():
-                children = node.children
-                left.extend((node, child) for child in children if child.id not in seen)
-                seen.update(child.id for child in children)
-            elif not intermediate:
-                raise _incomplete(node)
+        from pgtasks.db import operations
+
+        level = _Level(self)
+        while level.pairs:
+            yield from level.pairs
+            ids = level.asked()
+            states = self.app.run(operations.get_states(ids)) if ids else {}
+            for node in level.nodes:
+                state = states.get(node.id)
+                level.finished(node, node.ready() if state is None else state.finished)
+            level.check(intermediate)
+            ids = level.asked()
+            rows = self.app.run(operations.get_children(ids)) if ids else {}
+            for node in level.nodes:
+                children = rows.get(node.id)
+                level.add(
+                    node, node.children if children is None else children_of(self.app, children)
+                )
+            level.descend()
 
     async def aiterdeps(
         self, intermediate: bool = False
     ) -> AsyncIterator[tuple[Node | None, Node]]:
         """Yield (parent, node) for this and all that came of it; see `iterdeps`."""
-        left, seen = _queue(self), {self.id}  # a job that was replaced follows what it enqueued
-        while left:
-            parent, node = left.popleft()
-            yield parent, node
-            if await node.aready():
-                children = await node.achildren()
-                left.extend((node, child) for child in children if child.id not in seen)
-                seen.update(child.id for child in children)
-            elif not intermediate:
-                raise _incomplete(node)
+        from pgtasks.db import operations
+
+        level = _Level(self)
+        while level.pairs:
+            for pair in level.pairs:
+                yield pair
+            ids = level.asked()
+            states = await self.app.arun(operations.get_states(ids)) if ids else {}
+            for node in level.nodes:
+                state = states.get(node.id)
+                level.finished(node, await node.aready() if state is None else state.finished)
+            level.check(intermediate)
+            ids = level.asked()
+            rows = await self.app.arun(operations.get_children(ids)) if ids else {}
+            for node in level.nodes:
+                children = rows.get(node.id)
+                level.add(
+                    node,
+                    await node.achildren() if children is None else children_of(self.app, children),
+                )
+            level.descend()
 
     def collect(self, intermediate: bool = False, **options: Any) -> Iterator[tuple[Node, Any]]:
         """Yield (result, value) for this and all that came of it, waiting for each.
@@ -157,8 +180,53 @@ class JobNode(ResultBase):
         return parent_of(self.app, await self.app.arun(operations.get_parent(self.id)))
 
 
-def _queue(root: JobNode) -> deque[tuple[Node | None, Node]]:
-    return deque([(None, cast("Node", root))])
+class _Level:
+    """The nodes of a tree that lie as far from its root, and what is below them; nobody is met twice.
+
+    (A job that was replaced follows what it enqueued in its place.)
+    """
+
+    def __init__(self, root: JobNode) -> None:
+        self.pairs: list[tuple[Node | None, Node]] = [(None, cast("Node", root))]
+        self.nodes: list[Node] = [cast("Node", root)]
+        self._below: list[tuple[Node | None, Node]] = []
+        self._unfinished: list[Node] = []
+        self._seen = {root.id}
+
+    def asked(self) -> list[str]:
+        """Return the ids of the jobs among the nodes of which only the database knows."""
+        return [
+            node.id
+            for node in self.nodes
+            if isinstance(node, JobNode) and node._known_outcome() is None
+        ]
+
+    def finished(self, node: Node, finished: bool) -> None:
+        """Take note of a node that is finished, or is not."""
+        if not finished:
+            self._unfinished.append(node)
+
+    def check(self, intermediate: bool) -> None:
+        """Keep the nodes that are finished; IncompleteStream if another one is not welcome."""
+        if self._unfinished and not intermediate:
+            raise IncompleteStream(
+                f"{self._unfinished[0]!r} is not finished: wait for it before the next level, "
+                "or say intermediate=True"
+            )
+        left_out = set(self._unfinished)
+        self.nodes = [node for node in self.nodes if node not in left_out]
+
+    def add(self, node: Node, children: Sequence[Node]) -> None:
+        """Put the children of a node into the next level."""
+        for child in children:
+            if child.id not in self._seen:
+                self._seen.add(child.id)
+                self._below.append((node, child))
+
+    def descend(self) -> None:
+        """Go on to the next level."""
+        self.pairs, self._below, self._unfinished = self._below, [], []
+        self.nodes = [node for _, node in self.pairs]
 
 
 def parent_of(app: App, row: ParentRow | None) -> Node | None:
@@ -187,12 +255,6 @@ def children_of(app: App, rows: Sequence[ChildRow]) -> list[Node]:
             groups.add(row.group_id)
             children.append(GroupResult(row.group_id, app))
     return children
-
-
-def _incomplete(node: Node) -> IncompleteStream:
-    return IncompleteStream(
-        f"{node!r} is not finished: wait for it before the next step, or say intermediate=True"
-    )
 
 
 def result_from_tuple(plain: Plain | Node, app: App | None = None) -> Node:

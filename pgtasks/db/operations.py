@@ -66,6 +66,7 @@ class ParentRow(NamedTuple):
 class ChildRow(NamedTuple):
     """A job that another one enqueued, or that follows it; and its group, if it is a member of one."""
 
+    parent_id: str
     id: str
     task: str
     group_id: str | None
@@ -251,12 +252,17 @@ def get_parent(id: str) -> Statement[ParentRow | None]:
     )
 
 
-def get_children(id: str) -> Statement[list[ChildRow]]:
-    """Read the jobs that a job enqueued or that follow it, oldest first."""
+def get_children(ids: Sequence[str]) -> Statement[dict[str, list[ChildRow]]]:
+    """Read the jobs that these enqueued or that follow them, by what they follow, oldest first."""
+
+    def read(rows: Rows) -> dict[str, list[ChildRow]]:
+        children: dict[str, list[ChildRow]] = {id: [] for id in ids}
+        for row in map(ChildRow._make, rows):
+            children[row.parent_id].append(row)
+        return children
+
     return Statement(
-        name="get_children",
-        parameters={"id": id, "since": since([id])},
-        read=lambda rows: [ChildRow._make(row) for row in rows],
+        name="get_children", parameters={"ids": list(ids), "since": since(ids)}, read=read
     )
 
 

@@ -48,9 +48,10 @@ from pgtasks.jobs j
 where j.bundle_id = (select b.id from bundle b where b.kind = 'step')
 
 -- name: get_children
--- The jobs that a job enqueued or that follow it, oldest first, with the group that they are members of.
--- By the graph, which is found by its root; a job without one is the root of what it enqueues.
+-- The jobs that these enqueued or that follow them, oldest first, with the group that they are members of.
+-- By the graphs, which are found by their roots; a job without one is the root of what it enqueues.
 select
+    j.parent_id::text,
     j.id::text,
     j.task,
     (
@@ -60,15 +61,20 @@ select
     ) as group_id
 from pgtasks.jobs j
 where j.id = any(array(
-        select pgtasks.graph_jobs(coalesce(
-            (
-                select p.root_id
-                from pgtasks.jobs p
-                where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
-            ),
-            %(id)s::uuid
-        ))
+        select pgtasks.graph_jobs(root.id)
+        from (
+            -- A look each, so that no plan joins all of the history.
+            select distinct coalesce(
+                (
+                    select p.root_id
+                    from pgtasks.jobs p
+                    where p.id = i.id and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
+                ),
+                i.id
+            ) as id
+            from unnest(%(ids)s::uuid[]) as i (id)
+        ) as root
     ))
-    and j.parent_id = %(id)s::uuid
+    and j.parent_id = any(%(ids)s::uuid[])
     and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
 order by j.id

@@ -1,7 +1,4 @@
-"""Where a result stands among others: its parent, its children, and what did not run for another's failure.
-
-Steps are written here as rows; tests/integration's canvas tests have the real ones.
-"""
+"""Where a result stands among others: its parent, its children, and the way through all of them."""
 
 import json
 from typing import Any
@@ -15,48 +12,27 @@ from pgtasks import (
     ChordError,
     GroupResult,
     IncompleteStream,
-    JobCancelledError,
-    JobExpiredError,
     NotFoundError,
-    TaskFailedError,
     chain,
     chord,
     group,
 )
 from pgtasks.ids import new_id
 from pgtasks.result import result_from_tuple
-from tests.fixtures.bundles import insert_bundle, insert_job
+from tests.fixtures.bundles import insert_bundle, insert_job, insert_step
 from tests.fixtures.waiting import inside_a_task
 
 
-def insert_step(
-    connection: psycopg.Connection[Any], *, after: str | None = None, within: str | None = None
-) -> tuple[str, str]:
-    """Insert a job in a step of its own, which may belong to a group; return the ids of step and job."""
-    step = insert_bundle(connection, total=1, parent=within)
-    connection.execute("update pgtasks.job_bundle set kind = 'step' where id = %s", [step])
-    return step, insert_job(connection, step, after=after, after_on="success", takes="result")
-
-
-def follow(
-    connection: psycopg.Connection[Any], parent: str, *jobs: str, root: str | None = None
-) -> None:
-    """Let jobs name the one that enqueued them or that they follow."""
+def follow(connection: psycopg.Connection[Any], root: str, *jobs: str) -> None:
+    """Let jobs name the one that enqueued them or that they follow, which is the first of its graph."""
     connection.execute(
-        "update pgtasks.job set parent_id = %s, root_id = %s where id = any(%s::uuid[])",
-        [parent, root or parent, list(jobs)],
-    )
-
-
-def did_not_run(connection: psycopg.Connection[Any], job: str, error: dict[str, Any]) -> None:
-    """Move a job to the history as one that what it waited for failed, with any error."""
-    connection.execute(
-        "with gone as (delete from pgtasks.job where id = %s returning job)"
-        " select pgtasks.archive(array(select job from gone), 'cancelled', 'what it waited for failed')",
-        [job],
+        "update pgtasks.job set parent_id = %(root)s, root_id = %(root)s where id = any(%(ids)s::uuid[])",
+        {"root": root, "ids": list(jobs)},
     )
     connection.execute(
-        "update pgtasks.job_history set error = %s where id = %s", [json.dumps(error), job]
+        "update pgtasks.job_bundle b set root_id = %s from pgtasks.job j"
+        " where j.id = any(%s::uuid[]) and b.id in (j.bundle_id, j.after_bundle_id)",
+        [root, list(jobs)],
     )
 
 
@@ -200,6 +176,26 @@ def test_collect_waits_for_all_that_came_of_a_job(app, double, worker):
     ]
 
 
+def test_the_way_through_asks_once_a_level_and_once_a_group(app, double, worker, statements):
+    parent = double.delay(1)
+    with inside(app, parent):
+        members = group(double.s(n) for n in range(50)).apply()
+        for n in range(50):
+            double.delay(n)
+    worker.run_all()
+    statements.clear()
+
+    nodes = [node for _, node in parent.iterdeps()]
+
+    assert len(nodes) == 1 + 1 + 50 + 50
+    assert nodes[1] == members
+    assert [one.name for one in statements] == [
+        *("get_states", "get_children"),
+        *("get_states", "list_bundles", "get_children", "get_bundle_members"),
+        *("get_states", "get_children"),
+    ]
+
+
 def test_the_way_through_ends_at_what_is_not_finished(app, double, worker):
     parent = double.delay(1)
     with inside(app, parent):
@@ -290,63 +286,6 @@ def test_forget_goes_back_through_what_is_finished(app, connection, worker):
 
     assert kept == 1
     assert [app.result(one).get(timeout=5) for one in (first, second)] == [None, None]
-
-
-# What did not run
-
-
-@pytest.mark.parametrize(
-    ("error", "raised", "match"),
-    [
-        ({"type": "ValueError", "message": "no", "args": ["no"]}, ValueError, "^no$"),
-        ({"type": "shop.Gone", "message": "no", "args": None}, TaskFailedError, "shop.Gone: no"),
-        (
-            {
-                "type": "pgtasks.errors.ChordError",
-                "message": "Dependency 7 raised ValueError('no')",
-                "args": ["Dependency 7 raised ValueError('no')"],
-            },
-            ChordError,
-            "^Dependency 7 raised",
-        ),
-        (
-            {"type": "pgtasks.errors.JobExpiredError", "message": "late", "args": ["late"]},
-            JobExpiredError,
-            "^late$",
-        ),
-    ],
-    ids=["known", "unknown", "chord", "expired"],
-)
-def test_a_job_that_another_one_failed_for_raises_that_error(app, connection, error, raised, match):
-    step, first = insert_step(connection)
-    job = insert_job(connection, after=step, after_on="success")
-    did_not_run(connection, job, {"dependency": first, "traceback": "there", **error})
-
-    result = app.result(job)
-
-    with pytest.raises(raised, match=match):
-        result.get(timeout=5)
-    assert (result.state, result.failed(), result.successful(), result.ready()) == (
-        "FAILURE",
-        True,
-        False,
-        True,
-    )
-    assert (result.traceback, type(result.result)) == ("there", raised)
-    assert (result.job().state, result.job().error.dependency) == ("cancelled", first)
-    with pytest.raises(raised):
-        app.ResultSet([result]).get(timeout=5)
-
-
-def test_a_job_that_was_cancelled_between_two_attempts_stays_revoked(app, connection):
-    job = insert_job(connection)
-    did_not_run(connection, job, {"type": "ValueError", "message": "again", "args": []})
-
-    result = app.result(job)
-
-    assert (result.state, result.failed()) == ("REVOKED", False)
-    with pytest.raises(JobCancelledError):
-        result.get(timeout=5)
 
 
 # Its row
