@@ -8,20 +8,16 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from rich.console import Console
 
 from pgtasks import App, group
 from pgtasks_cli.watching import MEMBERS_SHOWN, Pace, Watch, picture
 from tests.fixtures.commands import Command
-from tests.fixtures.eventually import eventually
 from tests.fixtures.simulated_worker import Held, SimulatedWorker
 
 
@@ -53,11 +49,11 @@ class Fleet:
             age=[0.0],
         )
 
-    def end(self, outcome: str = "succeeded") -> None:
-        """Finish what runs, and all the rest."""
-        self.worker.finish(self.held, outcome)
-        while held := self.worker.claim(limit=100):
-            self.worker.succeed(held)
+    def end(self, *held: Held, outcome: str = "succeeded") -> None:
+        """Finish these, and let all the others succeed that wait."""
+        self.worker.finish(held, outcome)
+        while more := self.worker.claim(limit=100):
+            self.worker.succeed(more)
 
 
 def shown(watch: Watch, lines: int = 20, width: int = 100) -> str:
@@ -160,51 +156,55 @@ def test_members_that_are_started_again_make_no_negative_rate():
 # Following
 
 
+Waits = Callable[..., None]
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Lets things happen between two looks, instead of waiting: ``waits(first, second, …)``."""
+
+    def waits(*happenings: Callable[[], object]) -> None:
+        following = iter(happenings)
+        monkeypatch.setattr(Watch, "wait", lambda watch: next(following)())
+
+    return waits
+
+
 def test_lines_tell_of_each_change_and_a_success_is_exit_code_0(
-    command: Command, echo: Any, dsn: str, connection: psycopg.Connection[Any], worker: Any
+    command: Command, echo: Any, worker: SimulatedWorker, waits: Waits, monkeypatch: Any
 ):
-    fleet = Fleet(echo, worker, total=3, running=1)
-    fleet.say(fleet.held[0], done=1, total=2, message="half")
-    ender = threading.Thread(target=_end_once_watched, args=(dsn, fleet))
-    ender.start()
+    monkeypatch.setattr("pgtasks_cli.watching.MEMBERS_EVERY", 0.0)
+    fleet = Fleet(echo, worker, total=3, running=2)
+    first, second = fleet.held
+    fleet.say(first, done=1, total=2, message="half")
+    waits(
+        lambda: None,
+        lambda: fleet.say(first, done=2, total=2, message="all"),
+        lambda: worker.succeed(second),
+        lambda: fleet.end(first),
+    )
 
     result = command("bundles", "show", fleet.id, "--watch")
-    ender.join()
 
-    lines = result.stderr.splitlines()
-    assert lines[0] == "0 of 3 done, 0 failed"
-    assert lines[1] == f"  {fleet.held[0].id} echo 1/2 (50 %) half"
+    counts, *rest = result.stderr.splitlines()
+    assert counts == "0 of 3 done, 0 failed"
+    assert rest[:2] == [f"  {first.id} echo 1/2 (50 %) half", f"  {first.id} echo 2/2 (100 %) all"]
+    assert rest[2].startswith("1 of 3 done, 0 failed, ")
+    assert len(rest) == 3
     assert "state     succeeded" in result.stdout
 
 
 def test_a_failed_member_is_exit_code_1_and_json_stays_json(
-    command: Command, echo: Any, dsn: str, worker: Any
+    command: Command, echo: Any, worker: SimulatedWorker, waits: Waits
 ):
     fleet = Fleet(echo, worker, total=3, running=1)
-    ender = threading.Thread(target=_end_once_watched, args=(dsn, fleet, "failed"))
-    ender.start()
+    waits(lambda: fleet.end(*fleet.held, outcome="failed"))
 
     result = command("bundles", "show", fleet.id, "--watch", "--json", code=1)
-    ender.join()
 
     document = json.loads(result.stdout)
     assert (document["state"], document["failed"]) == ("failed", 1)
     assert "1 job of the bundle did not succeed" in result.stderr
-
-
-def _end_once_watched(dsn: str, fleet: Fleet, outcome: str = "succeeded") -> None:
-    """Let the bundle stop once somebody has asked for its members."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        eventually(partial(_asked_for_members, connection))
-    fleet.end(outcome)
-
-
-def _asked_for_members(connection: psycopg.Connection[Any]) -> None:
-    row = connection.execute(
-        "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-        " and (query like '%pgtasks.job_bundle b where%' or query like '%from pgtasks.claim c%')"
-    ).fetchone()
-    assert row is not None
 
 
 # On a terminal
@@ -269,7 +269,7 @@ def test_a_terminal_shows_what_moves_and_then_the_outcome(
 
     fleet.say(fleet.held[0], done=2, total=2, message="all")
     screen.read(lambda text: "2/2 (100 %) all" in text)
-    fleet.end()
+    fleet.end(*fleet.held)
 
     screen.read(lambda text: "succeeded" in text)
     assert screen.process.wait(10) == 0
