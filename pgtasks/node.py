@@ -16,6 +16,7 @@ from pgtasks import codec
 from pgtasks.context import current_app
 from pgtasks.errors import ConfigurationError
 from pgtasks.options import BUILTIN
+from pgtasks.parameters import read_as
 
 if TYPE_CHECKING:
     from typing import Self
@@ -167,9 +168,6 @@ class Node(Generic[A, R]):
         return read, (self.to_dict(),)
 
 
-# A signature may be an argument of a task, which reads it with `pgtasks.signature`.
-codec.write_as(Node, lambda node: node.to_dict())
-
 KINDS: dict[str, Callable[[Mapping[str, Any], Any], Node[Any, Any]]] = {}
 """How each kind is read; written when its class is defined."""
 
@@ -282,6 +280,11 @@ def read_options(d: Mapping[str, Any], app: App | None) -> dict[str, Any]:
                     f"{option} is a moment in ISO 8601, found {options[option]!r}"
                 ) from None
     return options
+
+
+# A signature may be an argument of a task: it comes as one if the parameter says so, else as a dict.
+codec.write_as(Node, lambda node: node.to_dict())
+read_as(Node, read)
 
 
 # Showing

@@ -40,6 +40,20 @@ _REBUILT = (datetime, date, time, timedelta, UUID, Decimal, Enum, bytes, bytearr
 _REBUILT += (tuple, set, frozenset, msgspec.Struct)  # type: ignore[assignment]
 
 
+# Classes of this package that were told to `read_as`, and how they are read.
+_READ_AS: dict[type, Callable[[Any], Any]] = {}
+
+
+def read_as(kind: type, read: Callable[[Any], object]) -> None:
+    """Let parameters annotated with a class, or one derived from it, be made by ``read`` of decoded JSON.
+
+    Args:
+        kind: the class.
+        read: raises ConfigurationError for what it cannot read.
+    """
+    _READ_AS[kind] = read
+
+
 class _MisfitError(Exception):
     """A value does not fit its annotation; the message says how, without quoting the value."""
 
@@ -262,6 +276,7 @@ def _is_rebuilt(kind: type) -> bool:
         or dataclasses.is_dataclass(kind)
         or hasattr(kind, "__attrs_attrs__")
         or hasattr(kind, "model_validate_json")
+        or issubclass(kind, tuple(_READ_AS))
     )
 
 
@@ -269,6 +284,9 @@ def _build(hint: Any) -> Rebuild:
     """Return what rebuilds the annotation: msgspec, or piecewise where msgspec knows no way."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return functools.partial(_member, hint)
+    kind = typing.get_origin(hint) or hint
+    if isinstance(kind, type) and issubclass(kind, tuple(_READ_AS)):
+        return functools.partial(_read_own, kind)
     try:
         decoder = msgspec.json.Decoder(hint, dec_hook=_rebuild_foreign)
     except TypeError as error:
@@ -308,8 +326,28 @@ def _read(decoder: msgspec.json.Decoder[Any], value: Any) -> Any:
     raise _MisfitError(reason[:1].lower() + reason[1:])
 
 
+def _read_own(kind: type, value: Any) -> Any:
+    """Return what was told to `read_as` this class; None as it is."""
+    if value is None:
+        return None
+    read = next(read for known, read in _READ_AS.items() if issubclass(kind, known))
+    try:
+        found = read(value)
+    except ConfigurationError as error:
+        raise _MisfitError(str(error)) from None
+    if not isinstance(found, kind):
+        raise _MisfitError(f"expected {kind.__name__}, got {type(found).__name__}")
+    return found
+
+
 def _rebuild_foreign(kind: type, value: Any) -> Any:
-    """Rebuild what msgspec does not know: pydantic models; msgspec adds the path to errors."""
+    """Rebuild what msgspec does not know: pydantic models, and our own; msgspec adds the path to errors."""
+    own = typing.get_origin(kind) or kind
+    if issubclass(own, tuple(_READ_AS)):
+        try:
+            return _read_own(own, value)
+        except _MisfitError as misfit:
+            raise ValueError(str(misfit)) from None
     if not hasattr(kind, "model_validate_json"):
         if isinstance(value, kind):
             return value

@@ -142,7 +142,7 @@ def test_the_callbacks_of_a_group_are_for_each_member():
     first, second, third = members.unroll()
 
     assert first.options == {"link": [add.s(7), add.s(8)], "link_error": [log.s()]}
-    assert second.options == {"link": [add.s(8)], "link_error": [log.s()]}
+    assert second == add.signature((3, 4), link=add.s(8), link_error=log.s())
     assert third.options == {"link": [add.s(8)], "link_error": [log.s()]}
     assert member.options == {"link": [add.s(7)]}
 

@@ -162,6 +162,27 @@ def test_a_group_is_made_of_signatures_or_of_one_iterable(made: Any):
     assert list(members) == [add.s(1), add.s(2)]
 
 
+def test_a_group_of_a_group_is_that_group():
+    inner = group(add.s(1), add.s(2), queue="sums", priority=1)
+
+    outer = group(inner, priority=2)
+
+    assert outer.tasks == [add.s(1), add.s(2)]
+    assert outer.options == {"queue": "sums", "priority": 2}
+    assert inner.options == {"queue": "sums", "priority": 1}
+
+
+def test_groups_in_a_group_are_unrolled_with_their_options():
+    nested = group(add.s(1), group(add.s(2), group(add.s(3)), queue="sums"), priority=5)
+
+    assert nested.unroll() == [
+        add.s(1).set(priority=5),
+        add.s(2).set(queue="sums", priority=5),
+        add.s(3).set(queue="sums", priority=5),
+    ]
+    assert nested.tasks[0].options == {}
+
+
 def test_a_group_of_one():
     assert list(group(add.s(1))) == [add.s(1)]
 

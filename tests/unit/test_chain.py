@@ -127,14 +127,15 @@ def test_an_immutable_chain_is_one_whose_first_step_is():
 
 
 def test_the_options_of_a_chain_are_passed_on_to_the_steps_that_they_are_for():
-    steps: Any = chain(add.s(1, 2), add.s(3), add.s(4), countdown=5, queue="sums", task_id=ID)
+    times = {"countdown": 5, "eta": None}
+    steps: Any = chain(add.s(1, 2), add.s(3), add.s(4), queue="sums", task_id=ID, **times)
     steps.link(add.s(5))
     steps.link_error(tsum.s())
 
     first, second, third = steps.unchain_tasks()
 
     errbacks = [tsum.s()]
-    assert first.options == {"countdown": 5, "queue": "sums", "link_error": errbacks}
+    assert first.options == {**times, "queue": "sums", "link_error": errbacks}
     assert second.options == {"queue": "sums", "link_error": errbacks}
     assert third.options == {
         "queue": "sums",
@@ -190,6 +191,7 @@ def test_the_options_of_a_group_of_one_are_passed_on_to_its_member():
     (step, _) = chain(one, add.s(3)).tasks
 
     assert step.options == {"queue": "sums", "link_error": [tsum.s()]}
+    assert one.tasks[0].options == {}
 
 
 # Enqueueing it

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgtasks import App, Signature, chain, chord, codec, group, signature
-from pgtasks.errors import ConfigurationError
+from pgtasks.errors import ConfigurationError, TaskFailedError
 from pgtasks.node import Node
 
 app = App("shop", eager=True)
@@ -358,3 +358,50 @@ def test_a_signature_may_be_an_argument_of_a_task():
     assert steps().get() == [113, 113]
     assert json.loads(codec.encode([add.s(1)])) == [add.s(1).to_dict()]
     assert json.loads(codec.encode({"a": group(add.s(1))})) == {"a": group(add.s(1)).to_dict()}
+
+
+def test_a_parameter_that_says_so_gets_a_signature():
+    @app.task(name="shop.apply_each")
+    def apply_each(
+        numbers: list[int],
+        callback: Signature[int],
+        others: list[Signature[int]],
+        whole: group[int] | None = None,
+        any_kind: Node[Any, Any] | None = None,
+    ) -> list[Any]:
+        assert isinstance(callback, Signature)
+        assert isinstance(others[0], Signature)
+        return [[callback(n) for n in numbers], len(others), repr(whole), repr(any_kind)]
+
+    arguments: Any = (add.s(10), [add.s(1), add.s(2)], group(add.s(3)), chain(add.s(4)))
+
+    assert (tsum.map([[1, 2], [3]]) | apply_each.s(*arguments))().get() == [
+        [13, 13],
+        2,
+        "group([shop.add(3)])",
+        "shop.add(4)",
+    ]
+    assert apply_each.delay([], *arguments[:2]).get()[2:] == ["None", "None"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (3, "argument 'callback': a signature is read from a dict such as"),
+        (
+            {"task": "celery.group", "kwargs": {"tasks": []}},
+            "'callback': expected Signature, got group",
+        ),
+    ],
+)
+def test_what_is_no_signature_does_not_fit_such_a_parameter(argument: Any, message: str):
+    @app.task(name="shop.wants_one")
+    def wants_one(callback: Signature[int]) -> None: ...
+
+    @app.task(name="shop.wants_many")
+    def wants_many(callback: list[Signature[int]]) -> None: ...
+
+    with pytest.raises(TaskFailedError, match=message):
+        wants_one.delay(argument).get()
+    with pytest.raises(TaskFailedError, match=message.partition(": ")[2]):
+        wants_many.delay([argument]).get()
