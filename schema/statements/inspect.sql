@@ -32,7 +32,7 @@ limit %(limit)s::integer
 
 -- name: get_graph
 -- All jobs of the graph that a job belongs to, live and finished, oldest first.
--- By the root, which has an index; a job without one is the root of what it enqueued.
+-- A job without a root is the root of what it enqueued.
 with root as materialized (
     select coalesce(j.root_id, j.id) as id
     from pgtasks.jobs j
@@ -44,7 +44,7 @@ select
     j.bundle_index, j.after_bundle_id::text, j.reason, j.cancel_requested, j.crashes, j.attempts, j.attempt,
     j.worker_id, j.result, j.error, j.progress::text, j.after_on, j.takes
 from pgtasks.jobs j
-where j.root_id = (select r.id from root r) or j.id = (select r.id from root r)
+where j.id = any(array(select pgtasks.graph_jobs(r.id) from root r))
 order by j.id
 
 -- name: count_jobs

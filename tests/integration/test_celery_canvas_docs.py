@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from pgtasks import App, chain, chord, group, signature
+from pgtasks import App, GroupResult, chain, chord, group, signature
 from pgtasks.ids import new_id
 from tests.fixtures.proj import (
     add,
@@ -259,7 +259,7 @@ def test_chain_of_immutable_signatures_is_one_of_independent_tasks(anywhere: App
 
 
 def test_simple_group(anywhere: App):
-    res = group(add.s(i, i) for i in range(10))()
+    res: GroupResult[int] = group(add.s(i, i) for i in range(10))()
 
     assert res.get(timeout=10) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
 
