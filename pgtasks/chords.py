@@ -106,13 +106,17 @@ class chord(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
             case body:
                 return f"chord({members}, {body!r})"
 
-    def __call__(self, body: Node[Any, T] | None = None, **options: Any) -> AsyncResult[T]:
+    @overload
+    def __call__(self, body: None = None, **options: Any) -> AsyncResult[R]: ...
+    @overload
+    def __call__(self, body: Node[Any, T], **options: Any) -> AsyncResult[T]: ...
+    def __call__(self, body: Any = None, **options: Any) -> Any:
         """Enqueue it with this body, in one transaction; see `apply_async`."""
         call = self
         if body is not None:
             call = self.clone()
             (call.body,) = several([body], "the body of a chord")
-        return cast("AsyncResult[T]", call.apply_async(**options))
+        return call.apply_async(**options)
 
     def __or__(self, other: Node[R, T], /) -> chord[T]:
         """Run the other one with the result of the body: the result is a new chord."""

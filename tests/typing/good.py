@@ -284,6 +284,8 @@ def chords(numbers: Sequence[int]) -> None:
     assert_type(group(add.s(n, n) for n in numbers) | total.s(), chord[int])
     assert_type(group(add.s(1, 2)) | total.s() | shown.s(), chord[str])
     assert_type(chord([add.s(1, 2)])(total.s()), AsyncResult[int])
+    assert_type(chord([add.s(1, 2)], total.s())(), AsyncResult[int])
+    assert_type((group(add.s(1, 2)) | shown.si(3))(countdown=3), AsyncResult[str])
     assert_type(chord([add.s(1, 2)])(total.s()).get(), int)
     assert_type(chord([add.s(1, 2)], nothing.si()).delay(), AsyncResult[None])
     assert_type(~chord([add.s(1, 2)], total.s()), int)
