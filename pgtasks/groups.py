@@ -21,7 +21,7 @@ from pgtasks.node import (
     with_call,
 )
 from pgtasks.options import check_count
-from pgtasks.signatures import STARMAP, loop
+from pgtasks.signatures import STARMAP, Partial, loop
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -108,6 +108,11 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
         """Let its members take no more arguments, or let them again."""
         for task in self.tasks:
             task.set_immutable(immutable)
+
+    def link(self, callback: Node[R, T]) -> Node[R, T]:  # type: ignore[override] # of each member
+        """Run a signature with the result of each member that has succeeded; return that signature."""
+        self._append("link", callback)
+        return callback
 
     def skew(self, start: float = 1.0, stop: float | None = None, step: float = 1.0) -> group[R]:
         """Let each member wait longer than the one before; return this group.
@@ -258,7 +263,7 @@ class chunks(group[list[R]]):  # noqa: N801 (Celery's name, used like a function
     """A group of jobs that each call a task for n elements, one after the other; made by `Task.chunks`.
 
     Args:
-        task: the task.
+        task: the task, or a signature of it.
         it: the arguments of each call, as tuples or lists.
         n: how many calls a job makes.
         options: as for ``apply_async``, for each job.
@@ -268,8 +273,14 @@ class chunks(group[list[R]]):  # noqa: N801 (Celery's name, used like a function
     kind = "chunks"
 
     def __init__(
-        self, task: Task[..., R], it: Iterable[Iterable[Any]], n: int, **options: Any
+        self,
+        task: Task[..., R] | Partial[Any, R],
+        it: Iterable[Iterable[Any]],
+        n: int,
+        **options: Any,
     ) -> None:
+        if isinstance(task, Partial):  # as in Celery; only its task counts
+            task = task.app.find_task(task.task_name)
         check_count("n, how many calls a job makes,", n, most=1_000_000)
         calls = list(it)
         super().__init__(

@@ -157,6 +157,7 @@ def wrong_chords() -> None:
 def wrong_callbacks() -> None:
     add.s(1, 2).link(total.s())  # type: ignore[arg-type]
     shown.s(1).link(add.s(1))  # type: ignore[arg-type]
+    group(add.s(1, 2)).link(total.s())  # type: ignore[arg-type]
     add.s(1, 2).link_error(shown)  # type: ignore[arg-type]
     signature(3)  # type: ignore[call-overload]
 

@@ -298,6 +298,7 @@ def callbacks(result: AsyncResult[int]) -> None:
     one.link(chain(add.s(1), shown.s()))
     one.link_error(log_error.s())
     chord([one], total.s()).link(add.s(1))
+    group(one, add.s(3, 4)).link(shown.s())
     assert_type(one.on_error(log_error.s()), Signature[int])
     assert_type(
         add.apply_async((1, 2), link=shown.s(), link_error=[log_error.s()]), AsyncResult[int]

@@ -250,6 +250,16 @@ def test_a_chain_without_steps_is_refused_when_it_is_called():
         chain(app=running)()
 
 
+@pytest.mark.parametrize(
+    "whole", [chain(plus.s(1, 2)), group(plus.s(1, 2)), chord([plus.s(1, 2)], plus.si(1, 2))]
+)
+def test_an_unknown_option_is_refused_when_it_is_called(whole: Any):
+    with pytest.raises(TypeError, match="no option 'colour'"):
+        whole.apply_async(colour="red")
+    with pytest.raises(TypeError, match="no option 'colour'"):
+        whole.clone(colour="red").delay()
+
+
 def test_a_partial_chain_takes_what_it_needs_at_the_call():
     assert (plus.s(4) | plus.s(8))(16).get() == 28
     assert ~(plus.s(4, 16) | plus.s(2) | (plus.s(4) | plus.s(8))) == 34

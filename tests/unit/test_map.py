@@ -170,6 +170,12 @@ def test_chunks_as_a_group_are_a_group():
     assert (parts | tsum.map([[1]])).header == parts
 
 
+def test_chunks_are_made_of_a_signature_as_well():
+    assert chunks(add.s(), [(1,), (2,)], 1) == add.chunks([(1,), (2,)], 1)
+    with pytest.raises(UnknownTaskError):
+        chunks(signature("shop.unknown", app=app), [(1,)], 1)
+
+
 def test_chunks_of_nothing_are_an_empty_group():
     assert add.chunks([], 10)().get() == []
 
