@@ -31,20 +31,18 @@ order by id desc
 limit %(limit)s::integer
 
 -- name: get_graph
--- All jobs of the graph that a job belongs to, live and finished, oldest first.
--- A job without a root is the root of what it enqueued.
-with root as materialized (
-    select coalesce(j.root_id, j.id) as id
-    from pgtasks.jobs j
-    where j.id = %(id)s::uuid and (j.stopped_at is null or j.stopped_at >= %(since)s::timestamptz)
-)
+-- All jobs of the graph that a job belongs to, live and finished, oldest first; of an unknown job none.
 select
     j.id::text, j.queue, j.state, j.priority, j.created_at, j.start_at, j.expires_at, j.started_at, j.stopped_at,
     j.task, j.args, j.kwargs, j.options, j.origin, j.parent_id::text, j.root_id::text, j.bundle_id::text,
     j.bundle_index, j.after_bundle_id::text, j.reason, j.cancel_requested, j.crashes, j.attempts, j.attempt,
     j.worker_id, j.result, j.error, j.progress::text, j.after_on, j.takes
 from pgtasks.jobs j
-where j.id = any(array(select pgtasks.graph_jobs(r.id) from root r))
+where j.id = any(array(
+    select pgtasks.graph_jobs(coalesce(p.root_id, p.id))
+    from pgtasks.jobs p
+    where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
+))
 order by j.id
 
 -- name: count_jobs

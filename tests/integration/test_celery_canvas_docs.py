@@ -265,7 +265,7 @@ def test_simple_group(anywhere: App):
 
 
 def test_simple_chord(anywhere: App):
-    res = chord((add.s(i, i) for i in range(10)), tsum.s())()
+    res: Any = chord((add.s(i, i) for i in range(10)), tsum.s())()
 
     assert res.get(timeout=10) == 90
 

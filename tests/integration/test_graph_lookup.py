@@ -134,7 +134,7 @@ def test_bundles_tell_groups_from_steps(app, connection):
     assert {one.parent_id for one in steps.values()} == {None, grouped.id}
 
 
-def test_a_graph_is_looked_for_by_indexes(connection):
+def test_the_jobs_of_a_graph_are_looked_up_by_their_ids(connection):
     statement = operations.get_graph(new_id()).send(None)
     assert isinstance(statement, Statement)
     # An empty table is read whole whatever indexes it has.
@@ -144,5 +144,4 @@ def test_a_graph_is_looked_for_by_indexes(connection):
     plan = "\n".join(line for (line,) in told)
 
     assert "Seq Scan on job" not in plan
-    assert "job_pkey" in plan  # the ids come from pgtasks.graph_jobs
-    assert "job_history_default_pkey" in plan
+    assert "id = ANY" in plan
