@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgtasks import App, JobState, TimeLimitExceeded
+from pgtasks import App, JobState, SoftTimeLimitExceeded, TimeLimitExceeded
 from tests.fixtures import limited_app, sample_app
 from tests.fixtures.eventually import eventually
 from tests.fixtures.runs import Runs
@@ -51,6 +51,13 @@ def test_a_job_over_its_limit_is_retried_by_its_policy(
     [first] = job.attempts
     assert first.error is not None
     assert first.error.type == "pgtasks.errors.TimeLimitExceeded"
+
+
+def test_a_signal_that_was_missed_is_sent_again(app: App, workers: Workers) -> None:
+    workers.start(LIMITED)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        limited_app.deaf_at_first.delay().get(timeout=10)
 
 
 def test_the_hooks_of_a_task_hear_of_its_limit(
