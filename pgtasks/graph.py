@@ -35,6 +35,8 @@ class Bundle(msgspec.Struct, eq=False):
     Attributes:
         parent: the group that a step is in.
         taken: whether somebody takes its results, so that they must be kept.
+        after: of a group: what all of it waits for.
+        settled: whether ``after`` is known: groups in a group do not change it.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Bundle(msgspec.Struct, eq=False):
     depth: int = 0
     type: str | None = None
     origin: str | None = None
+    after: Bundle | None = None
+    settled: bool = False
 
 
 class Wait(NamedTuple):
@@ -195,7 +199,7 @@ def compile_graph(
 def compile_members(node: Node[Any, Any], place_id: str) -> Graph:
     """Compile what is to be a member, or several, of a group that is there already, under a stand-in for its id."""
     compiler = _Compiler(None, None)
-    place = Bundle(place_id, "group", taken=True)
+    place = Bundle(place_id, "group", taken=True, settled=True)
     end = compiler.add(node, None, place)
     compiler.bundles.append(place)
     bundles = [one for one in compiler.finished_bundles() if one.id != place_id]
@@ -257,7 +261,7 @@ class _Compiler:
             end = self.add(node, wait, bundle)
             parent = end if parent is None else with_parent(end, parent)
             if not bundle.total:  # an empty group: what follows waits for what came before it
-                wait = Wait(None if wait is None else wait.bundle, "success", input="[]")
+                wait = (wait or Wait(None, "success"))._replace(takes=None, input="[]")
             elif isinstance(end, JobEnd) and not grouped:
                 wait = Wait(bundle, "success", "result", parent_id=end.id)
             else:
@@ -271,6 +275,8 @@ class _Compiler:
             id = node.options.get("task_id")
             bundle = self._open("group", id=None if id is None else parse_id(str(id)))
             self._label(bundle)
+        if not bundle.settled:
+            bundle.after, bundle.settled = None if wait is None else wait.bundle, True
         members: list[JobEnd] = []
         for member in node.unroll():
             if wait is None and type(member) is Signature and not member.options:
@@ -384,6 +390,7 @@ class _Compiler:
                 type=one.type,
                 origin=one.origin,
                 parent_id=None if one.parent is None else one.parent.id,
+                after_bundle_id=None if one.after is None else one.after.id,
                 root_id=self._root_id,
                 depth=one.depth,
                 total=one.total,

@@ -136,6 +136,7 @@ class _EagerGraph:
         self._results: dict[str, EagerResult[Any]] = {}
         self._jobs: dict[str, NewJob] = {}
         self._passive: set[str] = set()  # jobs that did not run for what lies before them
+        self._failed: set[str] = set()  # bundles that stopped with a failure
         self._ready: deque[NewJob] = deque()
         for job in graph.jobs:
             self._jobs[job.id] = job
@@ -178,20 +179,26 @@ class _EagerGraph:
         members = self._ended.get(bundle_id, [])
         failed = [(job, result) for job, result in members if not result.successful()]
         unreached: list[tuple[NewJob, EagerResult[Any]]] = []
+        if failed:
+            self._failed.add(bundle_id)
+        bundle = self._bundles[bundle_id]
         for job in waiting:
             if not failed:
                 if job.after_on != "failure":
                     self._release(job, members)
                 continue
             first, result = failed[0]
-            passed_on = first.id in self._passive
+            in_group = bundle.kind == "group"
+            passed_on = (
+                bundle.after_bundle_id in self._failed if in_group else first.id in self._passive
+            )
             if job.after_on == "failure":
                 if not passed_on:
                     self._release(job, [], failed_id=first.id)
             else:
-                in_group = self._bundles[bundle_id].kind == "group" and not passed_on
-                error = passed_error(first.id, result.job_state, result.error_info, in_group)
-                if not in_group:
+                new = in_group and not passed_on
+                error = passed_error(first.id, result.job_state, result.error_info, new)
+                if not new:
                     self._passive.add(job.id)
                 unreached.append((job, self._cancelled(job, error)))
         return unreached

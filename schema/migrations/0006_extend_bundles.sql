@@ -7,10 +7,14 @@
 --
 -- What waits for success and does not get it ends cancelled, with the error that it does not run for: that of the step
 -- before, with the id of the job that raised it as "dependency"; or, for what waited for a group, a ChordError.
--- What waits for failure and is not needed vanishes, and what waits for that.
+-- What waits for the failure of a job that succeeds vanishes, and what waits for that; of one that does not run it is
+-- cancelled like the rest, so that it is there when the graph is started again.
 
 alter table pgtasks.job_bundle
-    add column kind text not null default 'group' check (kind in ('group', 'step'));
+    add column kind text not null default 'group' check (kind in ('group', 'step')),
+    -- What all members of a group wait for: if it failed none of them ran, and what waits for the group hears of that
+    -- failure. Else the failure is a member's, be it of a job that only that member waited for.
+    add column after_bundle_id uuid;
 
 alter table pgtasks.job drop constraint job_takes_check;
 alter table pgtasks.job add constraint job_takes_check check (takes in ('result', 'results', 'error'));
@@ -130,6 +134,7 @@ as $$
 declare
     v_bundle pgtasks.job_bundle;
     v_first pgtasks.job_history;
+    v_waited boolean;
     v_error jsonb;
     v_message text;
 begin
@@ -147,7 +152,8 @@ begin
 
     job_id := v_first.id;
     v_error := v_first.error;
-    if v_first.state = 'cancelled' and v_first.reason is distinct from 'what it waited for failed' then
+    v_waited := coalesce(v_first.state = 'cancelled' and v_first.reason = 'what it waited for failed', false);
+    if v_first.state = 'cancelled' and not v_waited then
         v_error := null;   -- of an attempt that would have been retried
     end if;
     if v_error is null then
@@ -162,12 +168,18 @@ begin
         );
     end if;
 
-    passed_on := coalesce(
-        v_first.state = 'cancelled'
-            and v_first.reason = 'what it waited for failed'
-            and v_error ->> 'type' <> 'pgtasks.errors.ChordError',
-        false
-    );
+    -- A step is passed by if its job is: if that waited for a step, or for a group that is passed by.
+    if v_bundle.kind = 'group' then
+        passed_on := exists (select from pgtasks.job_bundle a where a.id = v_bundle.after_bundle_id and a.failed > 0);
+    else
+        passed_on := v_waited and not exists (
+            select
+            from pgtasks.job_bundle g
+            where g.id = v_first.after_bundle_id
+                and g.kind = 'group'
+                and not exists (select from pgtasks.job_bundle a where a.id = g.after_bundle_id and a.failed > 0)
+        );
+    end if;
     if v_bundle.kind = 'step' or passed_on then
         error := jsonb_build_object('dependency', v_first.id) || v_error;
         return;
@@ -230,7 +242,8 @@ end
 $$;
 
 -- Unblocks the jobs that waited for these stopped bundles and hands them what they take; those that are
--- no longer needed leave: what waited for success is cancelled, what waited for failure vanishes.
+-- no longer needed leave: what waited for success is cancelled, what waited for failure vanishes, or is cancelled too
+-- where the failure lies before.
 --
 -- Returns the bundles of those that left, for count_down.
 create or replace function pgtasks.release_waiters(p_stopped uuid[], out bundle_ids uuid[], out failed boolean[])
@@ -241,7 +254,6 @@ declare
     v_queues text[];
     v_bundle_id uuid;
     v_failure record;
-    v_failed_on uuid[] := '{}';   -- bundles that failed by themselves
     v_gone pgtasks.job[];
     v_more uuid[];
 begin
@@ -263,16 +275,11 @@ begin
         order by b.id
     loop
         select * into v_failure from pgtasks.first_failure(v_bundle_id);
-        if not v_failure.passed_on then
-            v_failed_on := v_failed_on || v_bundle_id;
-            update pgtasks.job j
-            set input = to_json(v_failure.job_id)::text
-            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'error';
-        end if;
-
         with gone as (
             delete from pgtasks.job j
-            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.after_on = 'success'
+            where j.state = 'blocked'
+                and j.after_bundle_id = v_bundle_id
+                and (j.after_on = 'success' or j.after_on = 'failure' and v_failure.passed_on)
             returning j as job
         )
         select array_agg(g.job) into v_gone from gone g;
@@ -280,6 +287,10 @@ begin
             perform pgtasks.archive(v_gone, 'cancelled', 'what it waited for failed', v_failure.error);
             bundle_ids := bundle_ids || array(select j.bundle_id from unnest(v_gone) j where j.bundle_id is not null);
         end if;
+
+        update pgtasks.job j
+        set input = to_json(v_failure.job_id)::text
+        where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'error';
     end loop;
 
     -- Of the rest, what waited for success gets it.
@@ -315,7 +326,7 @@ begin
         where j.state = 'blocked'
             and j.after_bundle_id = any(p_stopped)
             and b.id = j.after_bundle_id
-            and (j.after_on <> 'failure' or b.id = any(v_failed_on))
+            and (j.after_on <> 'failure' or b.failed > 0)
         returning j.queue
     )
     select array_agg(distinct r.queue) into v_queues from released r;
@@ -437,18 +448,23 @@ begin
 end
 $$;
 
--- Opens many bundles. Of those that are stopped already nothing will ever be counted: they are empty.
-create function pgtasks.insert_bundles(p_bundles jsonb, p_depth integer default 0) returns void
+-- Opens many bundles; what is after p_step there is after p_place. Of those that are stopped already nothing will
+-- ever be counted: they are empty.
+create function pgtasks.insert_bundles(p_bundles jsonb, p_depth integer, p_step uuid, p_place uuid) returns void
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 begin
-    insert into pgtasks.job_bundle (id, kind, type, origin, parent_id, root_id, depth, total, remaining, stopped_at)
+    insert into pgtasks.job_bundle (
+        id, kind, type, origin, parent_id, root_id, after_bundle_id, depth, total, remaining, stopped_at
+    )
     select
-        b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id, b.depth + p_depth, b.total, b.total,
-        case when b.total = 0 then now() end
+        b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id,
+        case when b.after_bundle_id = p_step then p_place else b.after_bundle_id end,
+        b.depth + p_depth, b.total, b.total, case when b.total = 0 then now() end
     from jsonb_to_recordset(p_bundles) as b (
-        id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, depth integer, total integer
+        id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, after_bundle_id uuid, depth integer,
+        total integer
     );
 end
 $$;
@@ -483,7 +499,9 @@ begin
             v_depth := v_around.depth - (p_graph ->> 'step_depth')::integer;
         end if;
     end if;
-    perform pgtasks.insert_bundles(p_graph -> 'bundles', v_depth);
+    perform pgtasks.insert_bundles(
+        p_graph -> 'bundles', v_depth, v_step, case v_around.kind when 'step' then v_around.id else v_step end
+    );
     if v_step is not null and v_around.kind is distinct from 'step' then
         insert into pgtasks.job_bundle (id, kind, parent_id, root_id, depth, total, remaining)
         values (

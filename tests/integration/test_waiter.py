@@ -14,6 +14,7 @@ import pytest
 from pgtasks import App, JobState
 from pgtasks.db import operations
 from pgtasks.db.run import run
+from pgtasks.errors import NotFoundError
 from tests.fixtures.bundles import add_waiter, insert_bundle, insert_job
 from tests.fixtures.eventually import eventually
 from tests.fixtures.simulated_worker import Held, SimulatedWorker, blocked_on_a_lock
@@ -133,9 +134,7 @@ def test_a_cancelled_waiter_cancels_what_waits_for_it_in_turn(app, connection, w
     assert [one.id for one in worker.claim()] == [callback]
 
 
-def test_an_unneeded_waiter_for_failure_counts_as_success_in_its_own_bundle(
-    app, connection, worker
-):
+def test_an_unneeded_waiter_for_failure_vanishes_with_its_own_bundle(app, connection, worker):
     bundle = insert_bundle(connection, total=1)
     insert_job(connection, bundle, index=0)
     around = insert_bundle(connection, total=1)
@@ -144,7 +143,8 @@ def test_an_unneeded_waiter_for_failure_counts_as_success_in_its_own_bundle(
     worker.run_all()
 
     assert not exists(app, callback)
-    assert app.bundle(around).state == "succeeded"
+    with pytest.raises(NotFoundError):
+        app.bundle(around)
 
 
 def test_a_chain_of_bundles_of_one_runs_step_by_step(app, connection, worker):

@@ -1,0 +1,59 @@
+"""How graphs end where it is not obvious: eagerly and in the database as the plain interpreter says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fixtures.eager_graphs import check_eagerly
+from tests.fixtures.graph_runs import graph_run
+from tests.fixtures.graphs import CAUGHT, Plan, call, chained, chorded, grouped
+
+Check = Callable[[Plan], None]
+
+
+@pytest.fixture
+def check(dsn: str) -> Iterator[Check]:
+    """Run a plan both ways, a few times in the database."""
+
+    def check(plan: Plan) -> None:
+        check_eagerly(plan)
+        for _ in range(3):
+            house.check(plan)
+
+    with graph_run(dsn) as house:
+        yield check
+
+
+def test_a_failure_in_a_chain_of_the_header_is_the_headers(check: Check):
+    """Its callback for failure was never run before."""
+    member = chained(call("a", "fail"), call("b"))
+
+    check(chorded([member], call("body", errors=[CAUGHT])))
+    check(chorded([member, call("other")], call("body", errors=[CAUGHT])))
+
+
+def test_a_failure_before_a_group_is_told_as_it_is_and_once(check: Check):
+    check(
+        chained(
+            call("a", "fail", errors=[CAUGHT]),
+            grouped(call("b"), chained(call("c"), call("d"))),
+            call("e", errors=[CAUGHT]),
+        )
+    )
+
+
+def test_of_a_body_of_several_steps_one_calls_back_for_the_failed_header(check: Check):
+    body = chained(call("b"), grouped(call("c"), call("d")), call("e"), errors=[CAUGHT])
+
+    check(chorded([call("a", "fail")], body))
+
+
+def test_a_callback_for_failure_that_begins_with_an_empty_header_waits_for_the_failure(
+    check: Check,
+):
+    callback = chorded([], call("body"))
+
+    check(call("a", errors=[callback]))
+    check(call("a", "fail", errors=[callback]))
