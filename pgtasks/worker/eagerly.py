@@ -63,7 +63,7 @@ def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
         return thread.submit(copy_context().run, asyncio.run, awaited(awaitable)).result()
 
 
-def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
+def _eager(app: App, new: NewJob, await_: Any, taken: bool = False) -> EagerResult[Any]:
     task = app.find_task(new.task)
     attempt = 0
     children: list[Ran] = []
@@ -75,7 +75,7 @@ def _eager(app: App, new: NewJob, await_: Any) -> EagerResult[Any]:
             if outcome.kind != "retry":
                 break
     if outcome.kind == "replace" and outcome.result is not None:
-        return _run_replacement(app, new.id, outcome.result)
+        return _run_replacement(app, new.id, outcome.result, taken)
     state = JobState(outcome.kind)
     value = None
     if outcome.result is not None:
@@ -114,9 +114,14 @@ async def arun_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[An
     return await asyncio.to_thread(run_graph_eagerly, app, graph)
 
 
-def _run_replacement(app: App, id: str, text: str) -> EagerResult[Any]:
-    """Run what a job put in its place, whose last job has its id."""
-    eager = _EagerGraph(app, read_replacement(text))
+def _run_replacement(app: App, id: str, text: str, taken: bool) -> EagerResult[Any]:
+    """Run what a job put in its place, whose last job has its id; ``taken``: somebody takes the result."""
+    graph = read_replacement(text)
+    last = graph.jobs[-1]
+    if taken:
+        said = codec.decode(last.options, "options") if last.options else {}
+        last.options = codec.encode({**said, "ignore_result": False}, "options")
+    eager = _EagerGraph(app, graph, id if taken else None)
     result = eager.run()[id]
     for child in eager.adopt():
         if child is not result:
@@ -127,8 +132,9 @@ def _run_replacement(app: App, id: str, text: str) -> EagerResult[Any]:
 class _EagerGraph:
     """What the functions of schema/ do when members stop: count down, release, pass on errors."""
 
-    def __init__(self, app: App, graph: Graph) -> None:
+    def __init__(self, app: App, graph: Graph, taken: str | None = None) -> None:
         self._app = app
+        self._taken = taken  # the job whose result is taken by what is around this graph
         self._bundles = {one.id: one for one in graph.bundles}
         self._remaining = {one.id: one.total for one in graph.bundles}
         self._ended: dict[str, list[tuple[NewJob, EagerResult[Any]]]] = {}  # bundle id -> members
@@ -150,8 +156,19 @@ class _EagerGraph:
             job = self._ready.popleft()
             failures = {id: result.job() for id, result in self._results.items() if result.failed()}
             with having(eager_failures_var, failures):
-                self._end(job, _eager(self._app, job, _run_anywhere))
+                self._end(job, _eager(self._app, job, _run_anywhere, self._is_taken(job)))
         return self._results
+
+    def _is_taken(self, job: NewJob) -> bool:
+        """Whether a job's result is handed on."""
+        if job.bundle_id is None or job.id == self._taken:
+            return job.id == self._taken
+        around = (job.bundle_id, self._bundles[job.bundle_id].parent_id)
+        return any(
+            one.takes in ("result", "results")
+            for id in around
+            for one in self._waiting.get(id or "", ())
+        )
 
     def _end(self, job: NewJob, result: EagerResult[Any]) -> None:
         """Take note of a job's end, and settle what waits for it, deep chains without recursion."""

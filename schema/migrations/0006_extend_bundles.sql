@@ -124,8 +124,11 @@ end
 $$;
 
 -- Why what waited for a bundle's success does not run, or null if nothing is known of it: the first failure in time.
--- `passed_on`: it lies before the bundle, whose own members did not run for it.
-create function pgtasks.first_failure(p_bundle_id uuid, out job_id uuid, out error jsonb, out passed_on boolean)
+-- `passed_on`: it lies before the bundle, whose own members did not run for it. `replaced`: how often the job put
+-- another graph in its place; if so the failure lies in the last of them, not before what waited for that job.
+create function pgtasks.first_failure(
+    p_bundle_id uuid, out job_id uuid, out error jsonb, out passed_on boolean, out replaced integer
+)
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 set enable_seqscan = off
@@ -151,6 +154,7 @@ begin
     limit 1;
 
     job_id := v_first.id;
+    replaced := jsonb_array_length(jsonb_path_query_array(v_first.attempts, '$[*].replaced'));
     v_error := v_first.error;
     v_waited := coalesce(v_first.state = 'cancelled' and v_first.reason = 'what it waited for failed', false);
     if v_first.state = 'cancelled' and not v_waited then
@@ -279,7 +283,13 @@ begin
             delete from pgtasks.job j
             where j.state = 'blocked'
                 and j.after_bundle_id = v_bundle_id
-                and (j.after_on = 'success' or j.after_on = 'failure' and v_failure.passed_on)
+                and (
+                    j.after_on = 'success'
+                    -- Those of what was replaced are for any failure of what is in its place.
+                    or j.after_on = 'failure'
+                        and v_failure.passed_on
+                        and coalesce((j.options ->> 'replaced')::integer, 0) >= coalesce(v_failure.replaced, 0)
+                )
             returning j as job
         )
         select array_agg(g.job) into v_gone from gone g;
@@ -485,6 +495,8 @@ declare
     v_step uuid := (p_graph ->> 'step')::uuid;
     v_around pgtasks.job_bundle;
     v_depth integer := 0;   -- what is added to the depths in the graph
+    v_replaced integer;
+    v_taken boolean;
 begin
     select * into v_job from pgtasks.job j where j.queue = p_queue and j.id = p_id and j.token = p_token for update;
     if not found or v_job.cancel_requested then
@@ -499,6 +511,14 @@ begin
             v_depth := v_around.depth - (p_graph ->> 'step_depth')::integer;
         end if;
     end if;
+    v_replaced := 1 + coalesce(jsonb_array_length(jsonb_path_query_array(v_job.attempts, '$[*].replaced')), 0);
+    v_taken := exists (
+        select
+        from pgtasks.job j
+        where j.state = 'blocked'
+            and j.after_bundle_id in (v_around.id, v_around.parent_id)
+            and j.takes in ('result', 'results')
+    );
     perform pgtasks.insert_bundles(
         p_graph -> 'bundles', v_depth, v_step, case v_around.kind when 'step' then v_around.id else v_step end
     );
@@ -525,7 +545,14 @@ begin
         end,
         coalesce(n.start_at, now() + n.delay * interval '1 second'),
         coalesce(n.expires_at, now() + n.expires_in * interval '1 second'),
-        n.task, n.args, n.kwargs, n.options, n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index,
+        n.task, n.args, n.kwargs,
+        -- Callbacks for the failure of the last job alone, not of all that is in this place: see first_failure.
+        case
+            when n.after_bundle_id = v_step and n.after_on = 'failure'
+                then coalesce(n.options, '{}') || jsonb_build_object('replaced', v_replaced)
+            else n.options
+        end,
+        n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index,
         case
             when n.after_bundle_id = v_step and v_around.kind = 'step' then v_around.id
             else n.after_bundle_id
@@ -552,7 +579,8 @@ begin
         task = n.task,
         args = n.args,
         kwargs = n.kwargs,
-        options = n.options,
+        -- Its result is kept for who takes that of the job, whatever its task says.
+        options = case when v_taken then coalesce(n.options, '{}') || '{"ignore_result": false}' else n.options end,
         after_bundle_id = n.after_bundle_id,
         after_on = n.after_on,
         takes = n.takes,

@@ -57,3 +57,31 @@ def test_a_callback_for_failure_that_begins_with_an_empty_header_waits_for_the_f
 
     check(call("a", errors=[callback]))
     check(call("a", "fail", errors=[callback]))
+
+
+def test_the_result_of_what_replaces_a_job_is_kept_for_who_takes_it(check: Check):
+    replaced = call("a", "replace", plan=call("b", quiet=True))
+
+    check(chorded([replaced], call("body")))
+    check(chained(replaced, call("next")))
+    check(chained(call("a", "replace", plan=replaced), call("next")))
+    check(call("a", "replace", plan=call("b", quiet=True), link=[call("next")]))
+
+
+def test_callbacks_for_failure_are_for_all_that_replaces_a_job(check: Check):
+    fails = chained(call("x", "fail"), call("y"))
+
+    check(call("a", "replace", plan=fails, errors=[CAUGHT]))
+    check(chained(call("a", "replace", plan=fails, errors=[CAUGHT]), call("b", errors=[CAUGHT])))
+    check(chorded([call("a", "replace", plan=fails)], call("body", errors=[CAUGHT])))
+
+
+def test_those_of_one_step_of_what_replaces_a_job_are_for_that_step(check: Check):
+    other = {**CAUGHT, "label": "c2"}
+    fails = chained(call("x", "fail"), call("y"), errors=[other])
+    again = call("z", "replace", plan=fails, errors=[{**CAUGHT, "label": "c3"}])
+
+    check(call("a", "replace", plan=fails, errors=[CAUGHT]))
+    check(call("a", "replace", plan=again, errors=[CAUGHT]))
+    check(call("a", "replace", plan=chained(call("w"), again), errors=[CAUGHT]))
+    check(chorded([call("a", "replace", plan=again)], call("body", errors=[CAUGHT])))
