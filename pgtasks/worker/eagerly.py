@@ -141,7 +141,7 @@ class _EagerGraph:
         self._waiting: dict[str, list[NewJob]] = {}
         self._results: dict[str, EagerResult[Any]] = {}
         self._jobs: dict[str, NewJob] = {}
-        self._passive: set[str] = set()  # jobs that did not run for what lies before them
+        self._unreached: set[str] = set()  # jobs that did not run for what lies before them
         self._failed: set[str] = set()  # bundles that stopped with a failure
         self._ready: deque[NewJob] = deque()
         for job in graph.jobs:
@@ -206,19 +206,30 @@ class _EagerGraph:
                 continue
             first, result = failed[0]
             in_group = bundle.kind == "group"
-            passed_on = (
-                bundle.after_bundle_id in self._failed if in_group else first.id in self._passive
-            )
+            if in_group:
+                passed_on = self._is_passed_by(bundle.after_bundle_id)
+            else:
+                passed_on = first.id in self._unreached and self._is_passed_by(
+                    first.after_bundle_id
+                )
             if job.after_on == "failure":
                 if not passed_on:
                     self._release(job, [], failed_id=first.id)
             else:
-                new = in_group and not passed_on
+                new = in_group and bundle.after_bundle_id not in self._failed
                 error = passed_error(first.id, result.job_state, result.error_info, new)
-                if not new:
-                    self._passive.add(job.id)
+                self._unreached.add(job.id)
                 unreached.append((job, self._cancelled(job, error)))
         return unreached
+
+    def _is_passed_by(self, bundle_id: str | None) -> bool:
+        """Whether what comes after a bundle does not run because of a step that failed before."""
+        while bundle_id in self._failed:
+            bundle = self._bundles[bundle_id]
+            if bundle.kind == "step":
+                return True
+            bundle_id = bundle.after_bundle_id
+        return False
 
     def _release(
         self,

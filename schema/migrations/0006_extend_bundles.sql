@@ -123,6 +123,29 @@ begin
 end
 $$;
 
+-- Whether what comes after this bundle does not run because of a step that failed before: that step's own callbacks
+-- for failure have run then. Where a group failed by itself, in it or before groups that wait for it, nobody's have: they
+-- are those of the first job after it that is no member of a group with something after it.
+create function pgtasks.is_passed_by(p_bundle_id uuid) returns boolean
+language plpgsql
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+declare
+    v_id uuid := p_bundle_id;
+    v_bundle pgtasks.job_bundle;
+begin
+    loop
+        select * into v_bundle from pgtasks.job_bundle b where b.id = v_id and b.failed > 0;
+        if not found then
+            return false;
+        elsif v_bundle.kind = 'step' then
+            return true;
+        end if;
+        v_id := v_bundle.after_bundle_id;
+    end loop;
+end
+$$;
+
 -- Why what waited for a bundle's success does not run, or null if nothing is known of it: the first failure in time.
 -- `passed_on`: it lies before the bundle, whose own members did not run for it. `replaced`: how often the job put
 -- another graph in its place; if so the failure lies in the last of them, not before what waited for that job.
@@ -172,19 +195,14 @@ begin
         );
     end if;
 
-    -- A step is passed by if its job is: if that waited for a step, or for a group that is passed by.
-    if v_bundle.kind = 'group' then
-        passed_on := exists (select from pgtasks.job_bundle a where a.id = v_bundle.after_bundle_id and a.failed > 0);
+    if v_bundle.kind = 'step' then
+        passed_on := v_waited and pgtasks.is_passed_by(v_first.after_bundle_id);
     else
-        passed_on := v_waited and not exists (
-            select
-            from pgtasks.job_bundle g
-            where g.id = v_first.after_bundle_id
-                and g.kind = 'group'
-                and not exists (select from pgtasks.job_bundle a where a.id = g.after_bundle_id and a.failed > 0)
-        );
+        passed_on := pgtasks.is_passed_by(v_bundle.after_bundle_id);
     end if;
-    if v_bundle.kind = 'step' or passed_on then
+    if v_bundle.kind = 'step'
+        or exists (select from pgtasks.job_bundle a where a.id = v_bundle.after_bundle_id and a.failed > 0)
+    then
         error := jsonb_build_object('dependency', v_first.id) || v_error;
         return;
     end if;

@@ -72,6 +72,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
     "insert_bundles": NOBODY,
+    "is_passed_by": NOBODY,
     "option_seconds": NOBODY,
     "replace_job": NOBODY,
     "finish_queue": NOBODY,
@@ -89,7 +90,8 @@ FUNCTIONS: dict[str, set[str]] = {
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
-    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "option_seconds", "replace_job",
+    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "option_seconds",
+    "replace_job",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
