@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from pgtasks import App, Attempt, Job, JobError, JobState, Progress
-from pgtasks_cli import crash, output
+from pgtasks_cli import crash, graph, output
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.selection import (
     UNFINISHED,
@@ -121,6 +121,41 @@ def show(session: Session, id: str, with_args: bool) -> None:
     job = find_job(app, id)
     output.show(
         session, document(job, with_args=with_args), lambda: print_job(session, job, with_args)
+    )
+
+
+@jobs.command("graph")
+@click.argument("id")
+@click.option(
+    "-n",
+    "--shown",
+    metavar="N",
+    type=click.IntRange(1, 100_000),
+    default=graph.SHOWN,
+    show_default=True,
+    help="Draw so many members of a group, and of what else hangs on one job.",
+)
+@pass_session
+def graph_(session: Session, id: str, shown: int) -> None:
+    """Draw the graph that a job belongs to: chains, groups, callbacks, and what jobs enqueued.
+
+    By the id of any of its jobs. What follows stands below what it waits for, a group's members on the group.
+
+    \b
+    Example:
+      pgtasks jobs graph 0199c2b47d3c7f
+      pgtasks jobs graph 0199c2b47d3c7f --shown 200 | less
+    """
+    app = session.connect()
+    found = app.graph(find_job(app, id).id)
+    bundles = graph.read_bundles(app, found)
+    documents = {
+        "root": found[0].root_id or found[0].id,
+        "jobs": [document(job) for job in found],
+        "bundles": [{**msgspec.structs.asdict(one), "state": one.state} for one in bundles],
+    }
+    output.show(
+        session, documents, lambda: graph.draw(session, found, graph.Layout(found, bundles), shown)
     )
 
 
@@ -254,6 +289,8 @@ def explain_left(app: App, left: Sequence[str], why_not: str) -> None:
 
 def note(job: Job) -> str | None:
     """Return what is odd about a job, in a few words."""
+    if job.error and job.error.dependency:
+        return f"did not run: {output.short_id(job.error.dependency)} failed"
     if job.error:
         return cause(job.error)
     if job.cancel_requested:
