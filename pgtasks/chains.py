@@ -292,7 +292,7 @@ class chain(Workflow[R]):  # noqa: N801 (Celery's name, used like a function)
         return with_call(chain(tasks, app=app, **read_options(d, app)), d)
 
     def _last(self) -> Node[Any, Any] | None:
-        return self.tasks[-1] if self.tasks else None
+        return self.tasks[-1 - self._idle_at_end()] if self.tasks else None
 
     def _known_app(self) -> App | None:
         return self._app or first_app(self.tasks)

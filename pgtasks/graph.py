@@ -35,8 +35,8 @@ class Bundle(msgspec.Struct, eq=False):
     Attributes:
         parent: the group that a step is in.
         taken: whether somebody takes its results, so that they must be kept.
-        after: of a group: what all of it waits for.
-        settled: whether ``after`` is known: groups in a group do not change it.
+        wait: of a group: what all of it waits for.
+        settled: whether ``wait`` is known: groups in a group do not change it.
     """
 
     id: str
@@ -47,8 +47,16 @@ class Bundle(msgspec.Struct, eq=False):
     depth: int = 0
     type: str | None = None
     origin: str | None = None
-    after: Bundle | None = None
+    wait: Wait | None = None
     settled: bool = False
+
+    @property
+    def after_id(self) -> str | None:
+        """The bundle whose failure keeps all of a group from running."""
+        wait = self.wait
+        return (
+            None if wait is None or wait.bundle is None or wait.on != "success" else wait.bundle.id
+        )
 
 
 class Wait(NamedTuple):
@@ -261,7 +269,7 @@ class _Compiler:
             end = self.add(node, wait, bundle)
             parent = end if parent is None else with_parent(end, parent)
             if not bundle.total:  # an empty group: what follows waits for what came before it
-                wait = (wait or Wait(None, "success"))._replace(takes=None, input="[]")
+                wait = (bundle.wait or Wait(None, "success"))._replace(takes=None, input="[]")
             elif isinstance(end, JobEnd) and not grouped:
                 wait = Wait(bundle, "success", "result", parent_id=end.id)
             else:
@@ -276,7 +284,7 @@ class _Compiler:
             bundle = self._open("group", id=None if id is None else parse_id(str(id)))
             self._label(bundle)
         if not bundle.settled:
-            bundle.after, bundle.settled = None if wait is None else wait.bundle, True
+            bundle.wait, bundle.settled = wait, True
         members: list[JobEnd] = []
         for member in node.unroll():
             if wait is None and type(member) is Signature and not member.options:
@@ -390,7 +398,7 @@ class _Compiler:
                 type=one.type,
                 origin=one.origin,
                 parent_id=None if one.parent is None else one.parent.id,
-                after_bundle_id=None if one.after is None else one.after.id,
+                after_bundle_id=one.after_id,
                 root_id=self._root_id,
                 depth=one.depth,
                 total=one.total,

@@ -59,6 +59,12 @@ def test_a_callback_for_failure_that_begins_with_an_empty_header_waits_for_the_f
     check(call("a", "fail", errors=[callback]))
 
 
+def test_a_chord_that_runs_for_a_failure_can_fail_itself(check: Check):
+    callback = chorded([call("h", "fail")], call("body", errors=[CAUGHT]))
+
+    check(call("a", "fail", errors=[callback]))
+
+
 def test_the_result_of_what_replaces_a_job_is_kept_for_who_takes_it(check: Check):
     replaced = call("a", "replace", plan=call("b", quiet=True))
 
@@ -77,11 +83,24 @@ def test_callbacks_for_failure_are_for_all_that_replaces_a_job(check: Check):
 
 
 def test_those_of_one_step_of_what_replaces_a_job_are_for_that_step(check: Check):
-    other = {**CAUGHT, "label": "c2"}
+    other = {**CAUGHT, "label": "caught2"}
     fails = chained(call("x", "fail"), call("y"), errors=[other])
-    again = call("z", "replace", plan=fails, errors=[{**CAUGHT, "label": "c3"}])
+    again = call("z", "replace", plan=fails, errors=[{**CAUGHT, "label": "caught3"}])
 
     check(call("a", "replace", plan=fails, errors=[CAUGHT]))
     check(call("a", "replace", plan=again, errors=[CAUGHT]))
     check(call("a", "replace", plan=chained(call("w"), again), errors=[CAUGHT]))
     check(chorded([call("a", "replace", plan=again)], call("body", errors=[CAUGHT])))
+
+
+def test_an_empty_group_at_the_end_of_a_chain_is_not_there(check: Check):
+    idle = chained(call("a"), grouped())
+
+    check(chained(chorded([call("h")], idle), call("next")))
+    check(call("b", "replace", plan=idle))
+
+
+def test_what_follows_an_empty_body_waits_for_its_header(check: Check):
+    check(chained(chorded([call("a", "fail")], grouped()), call("b")))
+    check(chained(call("a"), chorded([call("b"), call("c")], grouped()), call("d")))
+    check(call("a", "replace", plan=chorded([call("b", "fail")], grouped())))

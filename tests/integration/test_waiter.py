@@ -14,7 +14,6 @@ import pytest
 from pgtasks import App, JobState
 from pgtasks.db import operations
 from pgtasks.db.run import run
-from pgtasks.errors import NotFoundError
 from tests.fixtures.bundles import add_waiter, insert_bundle, insert_job
 from tests.fixtures.eventually import eventually
 from tests.fixtures.simulated_worker import Held, SimulatedWorker, blocked_on_a_lock
@@ -134,17 +133,22 @@ def test_a_cancelled_waiter_cancels_what_waits_for_it_in_turn(app, connection, w
     assert [one.id for one in worker.claim()] == [callback]
 
 
-def test_an_unneeded_waiter_for_failure_vanishes_with_its_own_bundle(app, connection, worker):
+def test_an_unneeded_waiter_for_failure_vanishes_and_so_does_what_waits_for_it(
+    app, connection, worker
+):
     bundle = insert_bundle(connection, total=1)
-    insert_job(connection, bundle, index=0)
-    around = insert_bundle(connection, total=1)
-    callback = insert_job(connection, around, index=0, after=bundle, after_on="failure")
+    member = insert_job(connection, bundle, index=0)
+    around = insert_bundle(connection, total=2)
+    inner = insert_bundle(connection, total=1, parent=around, depth=1)
+    insert_job(connection, inner, index=0, after=bundle, after_on="failure")
+    insert_job(connection, around, index=1, after=inner, after_on="success")
+    for after_on in ("success", "failure", "stop"):
+        insert_job(connection, after=around, after_on=after_on)
 
     worker.run_all()
 
-    assert not exists(app, callback)
-    with pytest.raises(NotFoundError):
-        app.bundle(around)
+    assert [job.id for job in app.jobs()] == [member]
+    assert [one.id for one in app.bundles()] == [bundle]
 
 
 def test_a_chain_of_bundles_of_one_runs_step_by_step(app, connection, worker):
