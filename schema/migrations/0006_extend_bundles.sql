@@ -249,9 +249,9 @@ begin
 end
 $$;
 
--- A number of seconds among the options of a call. Any client may have written these: what is no number counts as
--- nothing, and what is too large for an interval as a hundred years.
-create function pgtasks.option_seconds(p_options jsonb, p_name text) returns interval
+-- A number among the options of a call, between 0 and a hundred years in seconds. Any client may have written these:
+-- what is no number counts as nothing.
+create function pgtasks.option_number(p_options jsonb, p_name text) returns double precision
 language plpgsql immutable
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
@@ -259,7 +259,39 @@ begin
     if jsonb_typeof(p_options -> p_name) is distinct from 'number' then
         return null;
     end if;
-    return least(greatest((p_options ->> p_name)::numeric, 0), 3155760000)::double precision * interval '1 second';
+    return least(greatest((p_options ->> p_name)::numeric, 0), 3155760000)::double precision;
+end
+$$;
+
+-- The results of a bundle's members, with those in steps of it, in their order: as a JSON array, unless that is too
+-- large, and its size in bytes.
+create function pgtasks.results_of(p_bundle_id uuid, out list text, out size bigint)
+language plpgsql
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    v_since timestamptz := (select b.created_at from pgtasks.job_bundle b where b.id = p_bundle_id);
+    v_ids uuid[] := array(
+        select p_bundle_id
+        union all
+        select s.id from pgtasks.job_bundle s where s.parent_id = p_bundle_id and s.kind = 'step'
+    );
+begin
+    select coalesce(sum(octet_length(coalesce(h.result, 'null')) + 1), 0)
+    into size
+    from unnest(v_ids) as m (id)
+    join pgtasks.job_history h on h.bundle_id = m.id
+    where h.stopped_at >= v_since;
+
+    if size <= 67108864 then
+        select '[' || coalesce(string_agg(coalesce(h.result, 'null'), ',' order by h.bundle_index, h.id), '') || ']'
+        into list
+        from unnest(v_ids) as m (id)
+        join pgtasks.job_history h on h.bundle_id = m.id
+        where h.stopped_at >= v_since;
+    end if;
 end
 $$;
 
@@ -276,6 +308,8 @@ declare
     v_queues text[];
     v_bundle_id uuid;
     v_failure record;
+    v_results record;
+    v_message text;
     v_gone pgtasks.job[];
     v_more uuid[];
 begin
@@ -306,7 +340,7 @@ begin
                     -- Those of what was replaced are for any failure of what is in its place.
                     or j.after_on = 'failure'
                         and v_failure.passed_on
-                        and coalesce((j.options ->> 'replaced')::integer, 0) >= coalesce(v_failure.replaced, 0)
+                        and coalesce(pgtasks.option_number(j.options, 'replaced'), 0) >= coalesce(v_failure.replaced, 0)
                 )
             returning j as job
         )
@@ -321,28 +355,61 @@ begin
         where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'error';
     end loop;
 
+    -- The list of results is made once for all that take it. What is too large would end the child that gets it.
+    for v_bundle_id in
+        select b.id from pgtasks.job_bundle b
+        where b.id = any(p_stopped)
+            and exists (
+                select
+                from pgtasks.job j
+                where j.state = 'blocked' and j.after_bundle_id = b.id and j.takes = 'results' and j.after_on <> 'failure'
+            )
+        order by b.id
+    loop
+        select * into v_results from pgtasks.results_of(v_bundle_id);
+        if v_results.size <= 67108864 then
+            update pgtasks.job j
+            set input = v_results.list
+            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'results';
+            continue;
+        end if;
+
+        with gone as (
+            delete from pgtasks.job j
+            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'results'
+            returning j as job
+        )
+        select array_agg(g.job) into v_gone from gone g;
+        v_message := format(
+            'the results of bundle %s take %s bytes, at most 67108864 can be handed on: store them elsewhere and '
+            'return where they are', v_bundle_id, v_results.size
+        );
+        perform pgtasks.archive(
+            v_gone, 'failed', null,
+            jsonb_build_object(
+                'type', 'pgtasks.errors.JobFailedError', 'message', v_message, 'traceback', '',
+                'args', jsonb_build_array(v_message)
+            )
+        );
+        bundle_ids := bundle_ids || array(select j.bundle_id from unnest(v_gone) j where j.bundle_id is not null);
+    end loop;
+
     -- Of the rest, what waited for success gets it.
-    with released as (
-        update pgtasks.job j
-        set state = case
-                when coalesce(now() + pgtasks.option_seconds(j.options, 'countdown'), j.start_at) > now() then 'scheduled'
-                else 'ready'
-            end,
+    with waiter as (
+        select
+            j.id, j.queue, j.after_bundle_id,
             -- What a call says in seconds counts from here.
-            start_at = coalesce(now() + pgtasks.option_seconds(j.options, 'countdown'), j.start_at),
-            expires_at = coalesce(now() + pgtasks.option_seconds(j.options, 'expires_in'), j.expires_at),
+            coalesce(now() + pgtasks.option_number(j.options, 'countdown') * interval '1 second', j.start_at) as start_at,
+            coalesce(now() + pgtasks.option_number(j.options, 'expires_in') * interval '1 second', j.expires_at) as expires_at
+        from pgtasks.job j
+        where j.state = 'blocked' and j.after_bundle_id = any(p_stopped)
+    ), released as (
+        update pgtasks.job j
+        set state = case when w.start_at > now() then 'scheduled' else 'ready' end,
+            start_at = w.start_at,
+            expires_at = w.expires_at,
             seq = nextval('pgtasks.job_seq'),
             input = case j.takes
-                when 'results' then (
-                    select '[' || coalesce(string_agg(coalesce(h.result, 'null'), ',' order by h.bundle_index, h.id), '') || ']'
-                    from (
-                        select b.id
-                        union all
-                        select s.id from pgtasks.job_bundle s where s.parent_id = b.id and s.kind = 'step'
-                    ) m
-                    join pgtasks.job_history h on h.bundle_id = m.id
-                    where h.stopped_at >= b.created_at
-                )
                 when 'result' then (
                     select coalesce(max(h.result), 'null')
                     from pgtasks.job_history h
@@ -350,11 +417,9 @@ begin
                 )
                 else j.input
             end
-        from pgtasks.job_bundle b
-        where j.state = 'blocked'
-            and j.after_bundle_id = any(p_stopped)
-            and b.id = j.after_bundle_id
-            and (j.after_on <> 'failure' or b.failed > 0)
+        from waiter w
+        join pgtasks.job_bundle b on b.id = w.after_bundle_id
+        where j.id = w.id and j.queue = w.queue and (j.after_on <> 'failure' or b.failed > 0)
         returning j.queue
     )
     select array_agg(distinct r.queue) into v_queues from released r;

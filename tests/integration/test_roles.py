@@ -73,7 +73,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "forget_unneeded": NOBODY,
     "insert_bundles": NOBODY,
     "is_passed_by": NOBODY,
-    "option_seconds": NOBODY,
+    "option_number": NOBODY,
+    "results_of": NOBODY,
     "replace_job": NOBODY,
     "finish_queue": NOBODY,
     "lock_jobs": NOBODY,
@@ -90,8 +91,8 @@ FUNCTIONS: dict[str, set[str]] = {
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
-    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "option_seconds",
-    "replace_job",
+    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "option_number",
+    "replace_job", "results_of",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).

@@ -329,3 +329,40 @@ def test_cancelling_a_waiter_while_its_bundle_stops_is_no_deadlock(app, connecti
 
     assert app.bundle(header).state == "succeeded"
     assert app.bundle(around).remaining == 0
+
+
+def test_results_that_are_too_large_to_hand_on_fail_what_takes_them_and_nobody_else(
+    app, connection, worker
+):
+    header = insert_bundle(connection, total=65)
+    for index in range(65):
+        insert_job(connection, header, index=index)
+    step = insert_bundle(connection, total=1)
+    body = insert_job(connection, step, index=0, after=header, after_on="success", takes="results")
+    callback = insert_job(connection, after=step, after_on="failure", takes="error")
+    held = worker.claim(limit=65)
+
+    assert len(worker.succeed(held, "x" * 2**20)) == 65
+
+    job = app.job(body)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.message.startswith(f"the results of bundle {header} take 68157635 bytes")
+    assert app.bundle(header).state == "succeeded"
+    assert [(one.id, one.input) for one in worker.claim()] == [(callback, f'"{body}"')]
+
+
+@pytest.mark.parametrize("odd", ['"soon"', "[]", "1e300", "-5", "null"])
+def test_odd_options_of_a_waiter_do_not_fail_who_releases_it(app, connection, worker, odd):
+    bundle = insert_bundle(connection, total=1)
+    insert_job(connection, bundle, index=0)
+    waiter = insert_job(connection, after=bundle, after_on="success")
+    connection.execute(
+        'update pgtasks.job set options = format(\'{"countdown": %%s, "expires_in": %%s, "replaced": %%s}\','
+        " %s::text, %s::text, %s::text)::jsonb where id = %s",
+        [odd, odd, odd, waiter],
+    )
+
+    worker.run_all()
+
+    assert app.job(waiter).state in (JobState.SUCCEEDED, JobState.SCHEDULED, JobState.EXPIRED)
