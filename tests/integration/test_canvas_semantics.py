@@ -547,6 +547,36 @@ FAILURES: dict[str, tuple[Make, type[BaseException]]] = {
         ),
         ChordError,
     ),
+    "middle of a chain in a header": (
+        lambda: chord((chain(identity.si(42), fail.s(), identity.si(42)),), identity.s()),
+        ChordError,
+    ),
+    "first step before a chord in a header": (
+        lambda: chain(
+            group(
+                identity.si(1),
+                chain(fail.si(), group(identity.si(2), identity.si(3)), identity.si(4)),
+            ),
+            identity.s(),
+        ),
+        ChordError,
+    ),
+    "header, of a chain for a body": (
+        lambda: chain(group(add.si(15, 7), fail.si()), chain(identity.s(), identity.s())),
+        ChordError,
+    ),
+    "header in a chain in a chain": (
+        lambda: chain(chain(group(add.si(1, 1), fail.si()), identity.s()), identity.s()),
+        ChordError,
+    ),
+    "header, before a group of chains and a step": (
+        lambda: chain(
+            group(add.si(15, 7), fail.si()),
+            group(chain(identity.s(), identity.s()), chain(identity.s(), identity.s())),
+            identity.s(),
+        ),
+        ChordError,
+    ),
     "header, of a group for a body": (
         lambda: chain(group(add.si(15, 7), fail.si()), group(identity.s(), identity.s())),
         ChordError,
