@@ -940,10 +940,13 @@ begin
         select
             g.id, g.queue, g.priority, g.created_at, g.task, g.args, g.kwargs, g.options, g.origin, g.parent_id,
             g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on, g.takes, g.input,
-            coalesce(g.attempts, '[]') || jsonb_build_object(
-                'attempt', g.attempt, 'worker_id', g.worker_id, 'started_at', g.started_at,
-                'stopped_at', g.stopped_at, 'error', g.error
-            )
+            case
+                when g.attempt = 0 then g.attempts
+                else coalesce(g.attempts, '[]') || jsonb_build_object(
+                    'attempt', g.attempt, 'worker_id', g.worker_id, 'started_at', g.started_at,
+                    'stopped_at', g.stopped_at, 'error', g.error
+                )
+            end
         from gone g
         order by g.id
     )
