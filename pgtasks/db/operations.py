@@ -568,7 +568,7 @@ def reset_job(id: str) -> Steps[None]:
         job: Job = yield get_job(id)
         if job.state.finished:
             raise JobStateError(
-                f"job {id} did not run, since what it waited for failed: "
+                f"job {id} did not run, since what it waited for failed or did not end: "
                 f"say pgtasks bundles retry-failed {job.bundle_id or job.after_bundle_id}"
             )
         raise JobStateError(

@@ -908,8 +908,8 @@ end
 $$;
 
 -- Makes finished jobs ready again from their first attempt; what happened before stays in `attempts`. Their
--- bundles are for the caller to count up. One that never ran, because what it waited for failed, has nothing to run
--- with: see retry_failed.
+-- bundles are for the caller to count up. One that never ran, because what it waited for failed, or because it was
+-- cancelled before it had what it takes, has nothing to run with: see retry_failed.
 create or replace function pgtasks.reset_finished(p_ids uuid[], p_since timestamptz)
 returns table (id text, bundle_id text, failed boolean)
 language plpgsql
@@ -925,6 +925,7 @@ begin
         where h.id = any(p_ids)
             and h.stopped_at >= p_since
             and h.reason is distinct from 'what it waited for failed'
+            and not (h.state = 'cancelled' and h.attempt = 0 and h.takes is not null and h.input is null)
         order by h.id
         for update
     ), gone as (
