@@ -987,7 +987,8 @@ begin
 end
 $$;
 
--- Forgets stopped bundles with the steps inside them, and their finished members.
+-- Forgets stopped bundles with the steps inside them, and their finished members; never a step of an open group, which
+-- still needs its result.
 create or replace function pgtasks.delete_bundles(p_ids uuid[]) returns setof text
 language plpgsql
 security definer
@@ -1003,6 +1004,7 @@ begin
                 or b.parent_id = any(array(select p.id from pgtasks.job_bundle p where p.id = any(p_ids) and p.stopped_at is not null))
             )
             and b.stopped_at is not null
+            and not exists (select from pgtasks.job_bundle g where g.id = b.parent_id and g.stopped_at is null)
         order by b.depth desc, b.id
         for update
     ), locked as materialized (
