@@ -800,6 +800,9 @@ $$;
 -- Starts failed graphs again from where they broke: what failed in these bundles, or before them, is ready again; what
 -- did not run because of it waits again, there and in all that follows; callbacks for failure that ran are armed
 -- again. What succeeded is left alone. Returns the jobs that are ready again.
+--
+-- What was cancelled while it waited, of these bundles, waits again too; and what did not run for something that has
+-- been reset and has succeeded since gets what it waited for.
 create function pgtasks.retry_failed(p_bundle_ids uuid[]) returns setof text
 language plpgsql
 security definer
@@ -810,9 +813,11 @@ as $$
 declare
     v_before uuid[];
     v_failed uuid[];
+    v_stranded uuid[];
     v_reached uuid[];
     v_waited uuid[];
     v_gone pgtasks.job_history[];
+    v_stopped uuid[];
 begin
     -- Bundles in which something failed, or did not run for something before it.
     v_before := array(
@@ -826,22 +831,40 @@ begin
                 union all
                 select h.after_bundle_id
                 from pgtasks.job_history h
-                where h.bundle_id = r.id and h.state = 'cancelled' and h.reason = 'what it waited for failed'
+                where h.bundle_id = r.id and h.state = 'cancelled' and h.attempt = 0 and h.after_on = 'success'
             ) as n (id)
         )
-        select b.id from before b
+        select b.id from before r join pgtasks.job_bundle b on b.id = r.id
     );
     v_failed := array(
         select h.id
         from pgtasks.job_history h
         where h.bundle_id = any(v_before)
             and h.state <> 'succeeded'
-            and not (h.state = 'cancelled' and h.reason is not distinct from 'what it waited for failed')
+            and not (h.state = 'cancelled' and h.attempt = 0 and h.after_bundle_id is not null)
+    );
+    -- Jobs that did not run, though what they waited for may still come, or came meanwhile.
+    v_stranded := array(
+        select h.id
+        from pgtasks.job_history h
+        join pgtasks.job_bundle b on b.id = h.after_bundle_id
+        where h.bundle_id = any(v_before)
+            and h.state = 'cancelled'
+            and h.attempt = 0
+            and (b.stopped_at is null or b.failed = 0 or h.after_on <> 'success')
+        union
+        select h.id
+        from pgtasks.job_history h
+        join pgtasks.job_bundle b on b.id = h.after_bundle_id
+        where h.after_bundle_id = any(v_before)
+            and h.state = 'cancelled'
+            and h.reason = 'what it waited for failed'
+            and (b.stopped_at is null or b.failed = 0)
     );
     -- Bundles that are open again then, since a job in them, or before them, is not finished.
     v_reached := array(
         with recursive reached as (
-            select h.bundle_id as id from pgtasks.job_history h where h.id = any(v_failed)
+            select h.bundle_id as id from pgtasks.job_history h where h.id = any(v_failed || v_stranded)
             union
             select n.id
             from reached r
@@ -852,13 +875,19 @@ begin
                 from pgtasks.job_history h
                 where h.after_bundle_id = r.id
                     and h.bundle_id is not null
-                    and (h.reason = 'what it waited for failed' and h.state = 'cancelled' or h.after_on = 'failure')
+                    and (
+                        h.after_on = 'failure'
+                        or h.state = 'cancelled'
+                        and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
+                    )
             ) as n (id)
         )
-        select r.id from reached r
+        select b.id from reached r join pgtasks.job_bundle b on b.id = r.id
     );
     perform from pgtasks.job_bundle b
-    where b.id = any(pgtasks.reached_bundles(v_reached))
+    where b.id = any(pgtasks.reached_bundles(
+        v_reached || array(select h.after_bundle_id from pgtasks.job_history h where h.id = any(v_stranded))
+    ))
     order by b.depth desc, b.id
     for update;
 
@@ -867,7 +896,13 @@ begin
         select h.id
         from pgtasks.job_history h
         where h.after_bundle_id = any(v_reached)
-            and (h.reason = 'what it waited for failed' and h.state = 'cancelled' or h.after_on = 'failure')
+            and (
+                h.after_on = 'failure'
+                or h.state = 'cancelled'
+                and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
+            )
+        union
+        select h.id from pgtasks.job_history h where h.id = any(v_stranded) and h.state = 'cancelled' and h.attempt = 0
     );
     perform from pgtasks.job_history h where h.id = any(v_failed || v_waited) order by h.id for update;
     with gone as (
@@ -881,14 +916,15 @@ begin
     end if;
 
     insert into pgtasks.job (
-        id, queue, priority, state, created_at, expires_at, task, args, kwargs, options, origin, parent_id, root_id,
-        bundle_id, bundle_index, after_bundle_id, after_on, takes, input, attempts
+        id, queue, priority, state, created_at, start_at, expires_at, task, args, kwargs, options, origin, parent_id,
+        root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input, attempts
     )
     select
-        g.id, g.queue, g.priority, case when g.id = any(v_waited) then 'blocked' else 'ready' end, g.created_at,
-        case when g.id = any(v_waited) then g.expires_at end, g.task, g.args, g.kwargs, g.options, g.origin,
-        g.parent_id, g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on, g.takes,
-        case when g.takes is null or not g.id = any(v_waited) then g.input end,
+        g.id, g.queue, g.priority, case when w.again then 'blocked' else 'ready' end, g.created_at,
+        case when w.again then g.start_at end, case when w.again then g.expires_at end, g.task, g.args, g.kwargs,
+        g.options, g.origin, g.parent_id, g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on,
+        g.takes,
+        case when g.takes is null or not w.again then g.input end,
         case
             when g.attempt = 0 then g.attempts
             else coalesce(g.attempts, '[]') || jsonb_build_object(
@@ -897,13 +933,29 @@ begin
             )
         end
     from unnest(v_gone) g
+    cross join lateral (select g.id = any(v_waited) as again) w
     order by g.id;
 
     perform pgtasks.count_up(
         array(select g.bundle_id from unnest(v_gone) g where g.bundle_id is not null),
         array(select g.state <> 'succeeded' from unnest(v_gone) g where g.bundle_id is not null)
     );
-    return query select g.id::text from unnest(v_gone) g where not g.id = any(v_waited) order by g.id;
+
+    -- What waits for something that has stopped is settled at once, as everywhere.
+    v_stopped := array(
+        select b.id
+        from pgtasks.job_bundle b
+        where b.id = any(array(select g.after_bundle_id from unnest(v_gone) g where g.id = any(v_waited)))
+            and b.stopped_at is not null
+    );
+    if cardinality(v_stopped) > 0 then
+        perform pgtasks.count_down(w.bundle_ids, w.failed) from pgtasks.release_waiters(v_stopped) w;
+    end if;
+    return query
+    select j.id::text
+    from pgtasks.job j
+    where j.id = any(array(select g.id from unnest(v_gone) g)) and j.state <> 'blocked'
+    order by j.id;
 end
 $$;
 
