@@ -193,8 +193,11 @@ class DatabaseMachine(RuleBasedStateMachine):
         body=bodies,
     )
     def enqueue_nested_bundles(self, members: int, inner: int, body: str | None) -> None:
-        """Write a bundle of jobs and bundles; its body waits for the first of these."""
-        around, total = self.new_id(), members + inner + (body is not None)
+        """Write a bundle of jobs and bundles; its body waits for the first of these.
+
+        A body that may not be needed is alone in a bundle of its own, with which it vanishes.
+        """
+        around, total = self.new_id(), members + inner + (body in ("success", "stop"))
         insert_bundle(self.connection, total=total, id=around)
         self.model.bundles[around] = ModelBundle(around, total, total)
         for index in range(members):
@@ -205,7 +208,12 @@ class DatabaseMachine(RuleBasedStateMachine):
             insert_bundle(self.connection, total=1, parent=around, depth=1, id=within[-1])
             self.model.bundles[within[-1]] = ModelBundle(within[-1], 1, 1, parent=around, depth=1)
             self.insert_job(within[-1], index=0)
-        if body:
+        if body == "failure":
+            alone = self.new_id()
+            insert_bundle(self.connection, total=1, id=alone)
+            self.model.bundles[alone] = ModelBundle(alone, 1, 1)
+            self.insert_job(alone, index=0, after=within[0], after_on=body)
+        elif body:
             self.insert_job(around, index=members, after=within[0], after_on=body)
 
     def insert_job(self, bundle: str, index: int, **waits: Any) -> None:
@@ -219,7 +227,14 @@ class DatabaseMachine(RuleBasedStateMachine):
     @rule(which=one, after_on=st.sampled_from(["success", "failure", "stop"]))
     def wait_for_a_bundle(self, which: int, after_on: str) -> None:
         [bundle] = pick(list(self.model.bundles), [which])
-        job = ModelJob(self.new_id(), "echo", state="blocked", after=bundle, after_on=after_on)
+        job = ModelJob(
+            self.new_id(),
+            "echo",
+            state="blocked",
+            after=bundle,
+            after_on=after_on,
+            takes="results",
+        )
         self.enqueued.add(job.id)
         self.model.wait_for(bundle, job)
         self.note_gone()
@@ -505,7 +520,7 @@ class DatabaseMachine(RuleBasedStateMachine):
         ids = pick(sorted(self.enqueued), positions)
         if how == "bundle" and self.model.bundles:
             [bundle] = pick(list(self.model.bundles), positions[:1])
-            ids = [job.id for job in self.model.live() if job.bundle == bundle]
+            ids = sorted(self.model.live_members([bundle]))
             operation = operations.cancel_bundles([bundle], terminate=terminate)
         else:
             operation = operations.cancel_jobs(ids, terminate=terminate)
@@ -521,22 +536,23 @@ class DatabaseMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.finished())
     @rule(positions=some, how=st.sampled_from(["jobs", "bundle", "unsuccessful"]))
     def reset(self, positions: list[int], how: str) -> None:
-        """Reset jobs, or the members of a bundle, or those of them that did not succeed."""
+        """Reset jobs, or the members of a bundle; or start again what failed in it or before it."""
         ids = pick(sorted(job.id for job in self.model.finished()), positions)
-        if how == "jobs" or not self.model.bundles:
-            operation = operations.reset_jobs(ids)
+        bundles = pick(list(self.model.bundles), positions[:1]) if self.model.bundles else []
+        if how == "unsuccessful" and bundles:
+            expected = self.model.retry_failed(bundles)
+            operation = operations.reset_bundles(bundles, unsuccessful=True)
+        elif how == "bundle" and bundles:
+            expected = self.model.reset(self.model.members(bundles))
+            operation = operations.reset_bundles(bundles, unsuccessful=False)
         else:
-            [bundle] = pick(list(self.model.bundles), positions[:1])
-            unsuccessful = how == "unsuccessful"
-            ids = [
-                job.id
-                for job in self.model.finished()
-                if job.bundle == bundle and not (unsuccessful and job.state == "succeeded")
-            ]
-            operation = operations.reset_bundles([bundle], unsuccessful=unsuccessful)
-        expected = self.model.reset(ids)
+            expected = self.model.reset(ids)
+            operation = operations.reset_jobs(ids)
 
-        assert set(self.run(operation)) == expected
+        ready = self.run(operation)
+        self.note_gone()
+
+        assert set(ready) == expected
 
     @precondition(lambda self: self.model.waiting())
     @rule(queue=queues)
