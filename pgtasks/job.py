@@ -109,6 +109,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str | None
     stopped_at: str | None
     error: JobError | None
+    replaced: str | None = None  # the task that put another in its place, by self.replace()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +263,7 @@ def attempts_from_json(value: Sequence[Mapping[str, Any]] | None) -> tuple[Attem
             started_at=one.get("started_at"),
             stopped_at=one.get("stopped_at"),
             error=JobError.from_json(one.get("error")),
+            replaced=one.get("replaced"),
         )
         for one in value or ()
     )

@@ -99,7 +99,7 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
@@ -111,9 +111,9 @@ begin
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history'
                 ]),
-                ('pgtasks_inspector', array['graph_jobs']),
+                ('pgtasks_inspector', array['graph_jobs', 'bundle_waiters']),
                 ('pgtasks_admin', array[
-                    'graph_jobs',
+                    'graph_jobs', 'bundle_waiters',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
                     'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
                 ])

@@ -320,6 +320,33 @@ def get_graph(id: str) -> Steps[list[Job]]:
     return jobs
 
 
+def count_graph(id: str) -> Statement[dict[JobState, int]]:
+    """Count by state the jobs of the graph that a job belongs to."""
+    return Statement(
+        name="count_graph",
+        parameters={"id": id, "since": since([id])},
+        read=lambda rows: {JobState(state): count for state, count in rows},
+    )
+
+
+def list_waiters(bundle_id: str, limit: int = 100) -> Statement[list[Job]]:
+    """Read jobs that wait for a bundle, or waited for it, oldest first."""
+    return Statement(
+        name="list_waiters",
+        parameters={"id": bundle_id, "limit": limit},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+
+
+def list_unsuccessful_members(bundle_id: str, limit: int = 100) -> Statement[list[Job]]:
+    """Read members of a bundle that ended without success, in their order."""
+    return Statement(
+        name="list_unsuccessful_members",
+        parameters={"id": bundle_id, "limit": limit},
+        read=lambda rows: [Job.from_row(row) for row in rows],
+    )
+
+
 def list_jobs(filter: JobFilter) -> Statement[list[Job]]:
     """Read the jobs that fit, newest first."""
     parameters = {

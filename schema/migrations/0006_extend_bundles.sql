@@ -56,6 +56,40 @@ begin
 end
 $$;
 
+-- The ids of jobs that wait for a bundle, or waited for it: up to so many.
+create function pgtasks.bundle_waiters(p_bundle_id uuid, p_limit integer) returns setof uuid
+language plpgsql stable
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    v_root_id uuid := (select b.root_id from pgtasks.job_bundle b where b.id = p_bundle_id);
+begin
+    return query
+    select j.id from pgtasks.job j where j.state = 'blocked' and j.after_bundle_id = p_bundle_id
+    union all
+    select h.id from pgtasks.job_history h where h.after_bundle_id = p_bundle_id
+    union all
+    -- Those that wait no longer and are not finished are in no index by what they waited for.
+    select j.id
+    from pgtasks.job j
+    where j.root_id = v_root_id and j.bundle_id is null and j.after_bundle_id = p_bundle_id and j.state <> 'blocked'
+    union all
+    select j.id
+    from pgtasks.job j
+    where j.bundle_id = any(array(
+            select b.id
+            from pgtasks.job_bundle b
+            where b.root_id = v_root_id and (b.kind = 'step' or b.after_bundle_id = p_bundle_id)
+        ))
+        and j.after_bundle_id = p_bundle_id
+        and j.state <> 'blocked'
+    limit p_limit;
+end
+$$;
+
 -- Bundles whose members are needed: open ones, and stopped steps of open groups.
 create view pgtasks.open_bundle as
 select b.id

@@ -18,7 +18,11 @@ where (%(states)s::text[] is null or state = any(%(states)s::text[]))
     and (%(task)s::text is null or task = %(task)s)
     and (%(queue)s::text is null or queue = %(queue)s)
     and (%(origin)s::text is null or origin = %(origin)s)
-    and (%(bundle_id)s::uuid is null or bundle_id = %(bundle_id)s::uuid)
+    and (
+        %(bundle_id)s::uuid is null
+        or bundle_id = %(bundle_id)s::uuid
+        or bundle_id = any(array(select s.id from pgtasks.job_bundle s where s.parent_id = %(bundle_id)s::uuid and s.kind = 'step'))
+    )
     and (%(created_before)s::timestamptz is null or created_at < %(created_before)s)
     and (%(created_after)s::timestamptz is null or created_at >= %(created_after)s)
     and (%(started_before)s::timestamptz is null or started_at < %(started_before)s)
@@ -44,6 +48,43 @@ where j.id = any(array(
     where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
 ))
 order by j.id
+
+-- name: count_graph
+-- How many jobs of the graph that a job belongs to are in each state.
+select j.state, count(*)
+from pgtasks.jobs j
+where j.id = any(array(
+    select pgtasks.graph_jobs(coalesce(p.root_id, p.id))
+    from pgtasks.jobs p
+    where p.id = %(id)s::uuid and (p.stopped_at is null or p.stopped_at >= %(since)s::timestamptz)
+))
+group by j.state
+
+-- name: list_waiters
+-- Jobs that wait for a bundle, or waited for it, oldest first.
+select
+    id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
+    options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text, after_on, takes
+from pgtasks.jobs
+where id = any(array(select pgtasks.bundle_waiters(%(id)s::uuid, %(limit)s::integer)))
+order by id
+
+-- name: list_unsuccessful_members
+-- Members of a bundle, with those in steps of it, that ended without success, in their order.
+select
+    id::text, queue, state, priority, created_at, start_at, expires_at, started_at, stopped_at, task, args, kwargs,
+    options, origin, parent_id::text, root_id::text, bundle_id::text, bundle_index, after_bundle_id::text, reason,
+    cancel_requested, crashes, attempts, attempt, worker_id, result, error, progress::text, after_on, takes
+from pgtasks.jobs
+where (
+        bundle_id = %(id)s::uuid
+        or bundle_id = any(array(select s.id from pgtasks.job_bundle s where s.parent_id = %(id)s::uuid and s.kind = 'step'))
+    )
+    and stopped_at is not null
+    and state <> 'succeeded'
+order by bundle_index, id
+limit %(limit)s::integer
 
 -- name: count_jobs
 -- How many jobs are in each state, by queue.

@@ -42,6 +42,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "ready_priorities": WORKER,
     "grow_group": PRODUCER,
     "graph_jobs": PRODUCER | LOOK,
+    "bundle_waiters": PRODUCER | LOOK,
     "look": WORKER,
     "promote_jobs": WORKER,
     "finish_jobs": WORKER,
