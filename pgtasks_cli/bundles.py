@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 import msgspec
 
-from pgtasks import Bundle, JobState
-from pgtasks_cli import output
+from pgtasks import Bundle, Job, JobState
+from pgtasks_cli import output, relations
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
+from pgtasks_cli.jobs import document as job_document
 from pgtasks_cli.jobs import force_option
 from pgtasks_cli.params import Ago
 from pgtasks_cli.selection import confirm, find_bundle
 from pgtasks_cli.session import Session, pass_session
 from pgtasks_cli.watching import follow
 
+# How many members without success, and how many jobs that wait for it, are shown of a bundle.
+LISTED = 10
+
 
 @click.group()
 def bundles() -> None:
     """Look at bundles, and retry, cancel or delete them.
 
-    A bundle is a number of jobs whose common end is tracked; a group makes one. An id may be cut short as long
-    as one bundle fits.
+    A bundle is a number of jobs whose common end is tracked: a group makes one, and so does a chord's header. An
+    id may be cut short as long as one bundle fits.
 
     \b
     Example:
@@ -119,7 +125,7 @@ def list_(
 )
 @pass_session
 def show(session: Session, id: str, watch: bool) -> None:
-    """Show a bundle and its members by state.
+    """Show a bundle: its members by state, those without success, and what waits for it.
 
     \b
     Example:
@@ -133,6 +139,10 @@ def show(session: Session, id: str, watch: bool) -> None:
     if watch and bundle.stopped_at is None:
         bundle = follow(session, app, bundle)
     members = app.run(operations.count_bundle_members(bundle.id))
+    failed: list[Job] = []
+    if bundle.failed:
+        failed = app.run(operations.list_unsuccessful_members(bundle.id, LISTED))
+    waiters = app.run(operations.list_waiters(bundle.id, LISTED))
 
     def text() -> None:
         output.fields(
@@ -160,8 +170,19 @@ def show(session: Session, id: str, watch: bool) -> None:
                 [[str(state), members[state]] for state in JobState if state in members],
                 right=["jobs"],
             )
+        list_members(session, "without success", failed, bundle.failed)
+        list_members(session, "waiting for it", waiters)
+        if bundle.failed:
+            output.remark(
+                session,
+                f"start it again from what failed: pgtasks bundles retry-failed {bundle.id}",
+            )
 
-    output.show(session, {**document(bundle), "members": members}, text)
+    listed = {
+        "unsuccessful": [job_document(job) for job in failed],
+        "waiters": [job_document(job) for job in waiters],
+    }
+    output.show(session, {**document(bundle), "members": members, **listed}, text)
     if watch and bundle.failed:
         raise click.ClickException(
             f"{output.plural(bundle.failed, 'job')} of the bundle did not succeed"
@@ -173,22 +194,40 @@ def show(session: Session, id: str, watch: bool) -> None:
 @force_option
 @pass_session
 def retry_failed(session: Session, id: str, force: bool) -> None:
-    """Start the members again that ended without success.
+    """Start a failed graph again from where it broke.
+
+    What failed in the bundle, or before it, is ready again, from its first attempt; what did not run because of
+    it waits again, in the bundle and in all that follows, callbacks included. What succeeded is left alone.
 
     \b
     Example:
       pgtasks bundles retry-failed 0199c2b47d3c7f
     """
+    from pgtasks.db import operations
+
     app = session.connect()
     bundle = find_bundle(app, id)
     if bundle.failed:
-        confirm(f"retry {output.plural(bundle.failed, 'job')} of bundle {bundle.id}?", force=force)
+        confirm(
+            f"start again what failed in bundle {bundle.id} ({bundle.failed:,} of "
+            f"{output.plural(bundle.total, 'job')} without success), and what did not run because of it?",
+            force=force,
+        )
     done = app.reset_bundle(bundle.id, unsuccessful=True)
-    output.show(
-        session,
-        {"id": bundle.id, "retried": done},
-        lambda: click.echo(f"retried {output.plural(len(done), 'job')}"),
-    )
+    waiting = 0
+    if done:
+        waiting = app.run(operations.count_graph(done[0])).get(JobState.BLOCKED, 0)
+
+    def text() -> None:
+        if not done:
+            click.echo("nothing failed in this bundle, or before it")
+            return
+        ready = f"retried {output.plural(len(done), 'job')}"
+        click.echo(
+            f"{ready}; {output.plural(waiting, 'job')} of the graph waiting" if waiting else ready
+        )
+
+    output.show(session, {"id": bundle.id, "retried": done, "waiting": waiting}, text)
 
 
 @bundles.command()
@@ -197,9 +236,10 @@ def retry_failed(session: Session, id: str, force: bool) -> None:
 @no_terminate_option
 @pass_session
 def cancel(session: Session, id: str, force: bool, no_terminate: bool) -> None:
-    """Cancel the members that are not finished.
+    """Cancel the members that are not finished, with the jobs that they wait for.
 
-    Waiting ones are cancelled at once. Running ones are asked to stop; see pgtasks jobs cancel --help.
+    Waiting ones are cancelled at once. Running ones are asked to stop; see pgtasks jobs cancel --help. What
+    waits for the bundle does not run then.
 
     \b
     Example:
@@ -226,6 +266,8 @@ def cancel(session: Session, id: str, force: bool, no_terminate: bool) -> None:
 def delete(session: Session, id: str, force: bool) -> None:
     """Delete a stopped bundle and its members.
 
+    What waited for it stays, and so do the jobs before it: see pgtasks jobs graph.
+
     \b
     Example:
       pgtasks bundles delete 0199c2b47d3c7f
@@ -241,6 +283,24 @@ def delete(session: Session, id: str, force: bool) -> None:
     if not app.delete_bundle(bundle.id):
         raise click.ClickException(f"bundle {bundle.id} was started again or deleted meanwhile")
     output.show(session, {"deleted": bundle.id}, lambda: click.echo(f"deleted bundle {bundle.id}"))
+
+
+def list_members(session: Session, title: str, jobs: Sequence[Job], total: int = 0) -> None:
+    """Print some jobs of a bundle, or what waits for it, under a heading."""
+    if not jobs:
+        return
+    output.heading(session, title)
+    output.table(
+        session,
+        ["id", "task", "state", "attempt", "note"],
+        [
+            [output.short_id(job.id), job.task, str(job.state), job.attempt, relations.note(job)]
+            for job in jobs
+        ],
+        right=["attempt"],
+    )
+    if total > len(jobs):
+        click.echo(f"… {total - len(jobs):,} more")
 
 
 def document(bundle: Bundle) -> dict[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgtasks import Bundle, Job, JobState
-from pgtasks_cli import output
+from pgtasks_cli import output, relations
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -323,19 +323,14 @@ def _group_text(place: Place) -> str:
 
 def note_of(job: Job, before: Place | None) -> str | None:
     """Return what a job waits for, or what is odd about it."""
-    from pgtasks_cli.jobs import note
-
     if job.state is not JobState.BLOCKED:
-        return note(job)
+        return relations.note(job)
     if before is None:
         return "waits"
     what = "the group" if before.job is None else before.job.task
     if job.after_on == "failure":
         return f"waits for a failure of {what}"
-    taken = {"result": ", takes its result", "results": ", takes its results"}.get(
-        job.takes or "", ""
-    )
-    return f"waits for {what}{taken}"
+    return f"waits for {what}{relations.TAKES.get(job.takes or '', '')}"
 
 
 def _state(place: Place) -> str:

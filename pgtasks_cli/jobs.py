@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from pgtasks import App, Attempt, Job, JobError, JobState, Progress
-from pgtasks_cli import crash, graph, output
+from pgtasks_cli import crash, graph, output, relations
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.selection import (
     UNFINISHED,
@@ -91,7 +91,7 @@ def list_(session: Session, filters: Filters, limit: int, before_id: str | None)
                     str(job.state),
                     job.attempt,
                     job.created_at,
-                    note(job),
+                    relations.note(job),
                 ]
                 for job in found
             ],
@@ -110,7 +110,7 @@ def list_(session: Session, filters: Filters, limit: int, before_id: str | None)
 )
 @pass_session
 def show(session: Session, id: str, with_args: bool) -> None:
-    """Show all there is to know of a job.
+    """Show all there is to know of a job: also what it waits for, and why it did not run.
 
     \b
     Example:
@@ -120,7 +120,9 @@ def show(session: Session, id: str, with_args: bool) -> None:
     app = session.connect()
     job = find_job(app, id)
     output.show(
-        session, document(job, with_args=with_args), lambda: print_job(session, job, with_args)
+        session,
+        document(job, with_args=with_args),
+        lambda: print_job(session, app, job, with_args),
     )
 
 
@@ -276,41 +278,31 @@ def report(
         lambda: click.echo(f"{verb} {output.plural(len(done), 'job')}"),
     )
     if ids:
-        explain_left(app, left, why_not)
+        explain_left(app, left, why_not, retrying=verb == "retried")
+    elif left and verb == "retried":
+        output.remark(
+            session,
+            f"left {output.plural(len(left), 'job')} as they are: of those that did not run since something before "
+            "them failed, pgtasks jobs show says by what to start them again",
+        )
 
 
-def explain_left(app: App, left: Sequence[str], why_not: str) -> None:
+def explain_left(app: App, left: Sequence[str], why_not: str, *, retrying: bool = False) -> None:
     """Raise ClickException if jobs that were named by id were left as they are."""
     if left:
-        states = {job.id: job.state for one in left for job in app.jobs(id_prefix=one)}
-        said = ", ".join(f"job {id} is {states.get(id, 'gone')}" for id in left[:5])
+        jobs = {job.id: job for one in left[:5] for job in app.jobs(id_prefix=one)}
+        unreached = [job for job in jobs.values() if relations.did_not_run(job)]
+        if unreached and retrying:
+            job = unreached[0]
+            assert job.error is not None
+            raise click.ClickException(
+                f"job {job.id} did not run, since job {job.error.dependency} failed: start it again from there by "
+                f"{relations.to_retry(job)}"
+            )
+        said = ", ".join(
+            f"job {id} is {jobs[id].state if id in jobs else 'gone'}" for id in left[:5]
+        )
         raise click.ClickException(f"{said}: {why_not}")
-
-
-def note(job: Job) -> str | None:
-    """Return what is odd about a job, in a few words."""
-    if job.error and job.error.dependency:
-        return f"did not run: {output.short_id(job.error.dependency)} failed"
-    if job.error:
-        return cause(job.error)
-    if job.cancel_requested:
-        return "cancel requested"
-    if job.progress:
-        return job.progress.text()
-    if job.reason:
-        return job.reason
-    if job.state is JobState.SCHEDULED and job.start_at:
-        return f"starts {output.when(job.start_at)}"
-    if job.attempts and (error := job.attempts[-1].error):
-        return f"before: {cause(error)}"
-    return None
-
-
-def cause(error: JobError) -> str:
-    """Return in one line why an attempt failed."""
-    if crash.is_crash(error):
-        return crash.summary(error)
-    return f"{error.type}: {error.message}".removesuffix(": ")
 
 
 def document(job: Job, *, with_args: bool = False) -> dict[str, Any]:
@@ -335,7 +327,7 @@ def progress_document(progress: Progress) -> dict[str, Any] | None:
     return {**plain, "text": progress.text()}
 
 
-def print_job(session: Session, job: Job, with_args: bool) -> None:
+def print_job(session: Session, app: App, job: Job, with_args: bool) -> None:
     """Print a job in full."""
     result = job.result_json
     if result is not None and len(result) > RESULT_SHOWN:
@@ -347,6 +339,10 @@ def print_job(session: Session, job: Job, with_args: bool) -> None:
             "task": job.task,
             "state": f"{job.state}{', cancel requested' if job.cancel_requested else ''}",
             "reason": job.reason,
+            "because": relations.failed_before(app, job),
+            "waits for" if job.state is JobState.BLOCKED else "waited for": relations.waited_for(
+                app, job
+            ),
             "queue": job.queue,
             "priority": job.priority,
             "attempt": job.attempt,
@@ -365,10 +361,7 @@ def print_job(session: Session, job: Job, with_args: bool) -> None:
             else None,
             "meta": output.json_text(job.progress.meta) if job.progress.meta is not None else None,
             "worker": job.worker_id,
-            "bundle": job.bundle_id and f"{job.bundle_id} (member {job.bundle_index})"
-            if job.bundle_index is not None
-            else job.bundle_id,
-            "after bundle": job.after_bundle_id,
+            "bundle": relations.member_of(app, job),
             "parent": job.parent_id,
             "root": job.root_id if job.root_id != job.id else None,
             "options": " ".join(f"{name}={value}" for name, value in job.options.items()) or None,
@@ -384,10 +377,17 @@ def print_job(session: Session, job: Job, with_args: bool) -> None:
     if job.error:
         output.heading(session, "error")
         print_error(job.error)
+    if relations.did_not_run(job):
+        output.remark(session, f"start it again from what failed: {relations.to_retry(job)}")
+    elif job.state is JobState.BLOCKED:
+        output.remark(session, f"what is around it: pgtasks jobs graph {job.id}")
 
 
 def print_attempt(attempt: Attempt) -> None:
     """Print one attempt that ended without finishing the job."""
+    if attempt.replaced is not None:
+        click.echo(f"  {attempt.replaced} put this in its place")
+        return
     worker = f" on worker {attempt.worker_id}" if attempt.worker_id is not None else ""
     click.echo(f"  {attempt.attempt}  {both(moment(attempt.started_at)) or 'not begun'}{worker}")
     if attempt.error:
