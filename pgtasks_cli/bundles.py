@@ -213,14 +213,15 @@ def retry_failed(session: Session, id: str, force: bool) -> None:
             f"{output.plural(bundle.total, 'job')} without success), and what did not run because of it?",
             force=force,
         )
+    members = app.run(operations.list_unsuccessful_members(bundle.id, 1))
     done = app.reset_bundle(bundle.id, unsuccessful=True)
     waiting = 0
-    if done:
-        waiting = app.run(operations.count_graph(done[0])).get(JobState.BLOCKED, 0)
+    if members:
+        waiting = app.run(operations.count_graph(members[0].id)).get(JobState.BLOCKED, 0)
 
     def text() -> None:
-        if not done:
-            click.echo("nothing failed in this bundle, or before it")
+        if not members:
+            click.echo("nothing failed in this bundle")
             return
         ready = f"retried {output.plural(len(done), 'job')}"
         click.echo(

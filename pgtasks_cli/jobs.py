@@ -291,13 +291,15 @@ def explain_left(app: App, left: Sequence[str], why_not: str, *, retrying: bool 
     """Raise ClickException if jobs that were named by id were left as they are."""
     if left:
         jobs = {job.id: job for one in left[:5] for job in app.jobs(id_prefix=one)}
-        unreached = [job for job in jobs.values() if relations.did_not_run(job)]
+        unreached = [job for job in jobs.values() if job.state.finished]
         if unreached and retrying:
             job = unreached[0]
-            assert job.error is not None
+            why = "it was cancelled before it had what it takes"
+            if relations.did_not_run(job):
+                assert job.error is not None
+                why = f"job {job.error.dependency} failed"
             raise click.ClickException(
-                f"job {job.id} did not run, since job {job.error.dependency} failed: start it again from there by "
-                f"{relations.to_retry(job)}"
+                f"job {job.id} did not run, since {why}: start it again from there by {relations.to_retry(job)}"
             )
         said = ", ".join(
             f"job {id} is {jobs[id].state if id in jobs else 'gone'}" for id in left[:5]

@@ -123,7 +123,7 @@ def test_retry_failed_asks_and_starts_a_graph_again_from_where_it_broke(
     assert "blocked" not in untouched
     assert asked.stdout == "retried 1 job; 4 jobs of the graph waiting\n"
     assert ready == [broken.failed]
-    assert again.stdout == "nothing failed in this bundle, or before it\n"
+    assert again.stdout == "nothing failed in this bundle\n"
     assert worker.run_all(result=1) == 4
     assert broken.result.get(timeout=5) == 1
 
@@ -208,6 +208,24 @@ def test_a_job_that_did_not_run_is_not_retried_alone_and_says_why(command: Comma
     assert many.stdout == "retried 0 jobs\n"
     assert many.stderr.startswith("left 3 jobs as they are")
     command(*said.partition(" by pgtasks ")[2].split(), "-f")
+
+
+def test_a_job_that_was_cancelled_while_it_waited_is_retried_with_its_graph(
+    command: Command, app: App, tasks, worker
+):
+    result: Any = chain(tasks[name].s() for name in "abc").apply()
+    cancelled = result.parent.id
+    command("jobs", "cancel", "-f", cancelled)
+
+    said = command("jobs", "retry", cancelled, code=1).stderr
+    retried = command(*said.partition(" by pgtasks ")[2].split(), "-f")
+
+    assert (
+        f"job {cancelled} did not run, since it was cancelled before it had what it takes" in said
+    )
+    assert retried.stdout == "retried 0 jobs; 2 jobs of the graph waiting\n"
+    assert worker.run_all(result=1) == 3
+    assert app.job(result.id).state == "succeeded"
 
 
 def test_what_a_job_was_before_it_was_replaced_is_shown(command: Command, app: App, tasks, worker):
