@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 EXPECTED = {
     "hello": "Hello Ann",
+    "thumbnails": "a page with 9 thumbnails: cat-80, cat-160",
     "retries": "order 1 printed at attempt 3",
     "groups": "1000 of 1000 succeeded",
     "progress": "/30 (",
