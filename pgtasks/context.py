@@ -30,6 +30,7 @@ class Request:
 
     __slots__ = (
         "_connection",
+        "_eager",
         "_job",
         "_make_job",
         "app",
@@ -80,6 +81,9 @@ class Request:
         self._make_job = make_job  # few tasks look at their job, so it is built when asked for
         self._job: Job | None = None
         self._connection: Any = None
+        self._eager: tuple[str | None, Sequence[Any]] | None = (
+            None  # group and children, without a database
+        )
         self.progress: Progress | None = None  # what the task said last of how far it is
         self.over = False  # whether the attempt has ended
 
@@ -117,8 +121,24 @@ class Request:
 
     @property
     def group(self) -> str | None:
-        """The bundle that the job is a member of."""
-        return self.job.bundle_id
+        """The id of the group that the job is a member of; asks the database, if it is in a bundle."""
+        if self._eager is not None:
+            return self._eager[0]
+        if self.job.bundle_id is None:
+            return None
+        bundle = self.app.bundle(self.job.bundle_id)
+        return bundle.id if bundle.kind == "group" else bundle.parent_id
+
+    @property
+    def children(self) -> list[Any]:
+        """Results of what the job has enqueued so far, and of what follows it; asks the database."""
+        return (
+            list(self._eager[1]) if self._eager is not None else self.app.result(self.id).children
+        )
+
+    def run_eagerly_in(self, group: str | None, children: Sequence[Any]) -> None:
+        """Say what no database knows of an eager job: its group, and a list that fills with its children."""
+        self._eager = (group, children)
 
     @property
     def origin(self) -> str | None:
@@ -162,6 +182,7 @@ class NoRequest:
     attempt = 0
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
+    children: Sequence[Any] = ()
     root_id = parent_id = group = origin = eta = expires = None
     hostname = None
 

@@ -533,13 +533,13 @@ class CoroutineTask(Task[P, R]):
 def _group_of_this_job(lazy: bool) -> str:
     """Return the bundle that the job which runs here is in; ValueError if it is in none."""
     request = request_var.get()
-    if request is None or request.group is None:
+    if request is None or request.job.bundle_id is None:
         raise ValueError("this job is a member of no group")
     if lazy:
         raise ConfigurationError(
             "add_to_chord(lazy=True) would be waited for in vain: leave lazy out"
         )
-    return request.group
+    return request.job.bundle_id
 
 
 def at(when: datetime | timedelta) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
         return thread.submit(copy_context().run, asyncio.run, awaited(awaitable)).result()
 
 
-def _eager(app: App, new: NewJob, await_: Any, taken: bool = False) -> EagerResult[Any]:
+def _eager(
+    app: App, new: NewJob, await_: Any, taken: bool = False, group: str | None = None
+) -> EagerResult[Any]:
     task = app.find_task(new.task)
     attempt = 0
     children: list[Ran] = []
@@ -71,6 +73,7 @@ def _eager(app: App, new: NewJob, await_: Any, taken: bool = False) -> EagerResu
         while True:
             attempt += 1
             request = eager_request(app, new, attempt)
+            request.run_eagerly_in(group, children)
             outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
             if outcome.kind != "retry":
                 break
@@ -156,8 +159,15 @@ class _EagerGraph:
             job = self._ready.popleft()
             failures = {id: result.job() for id, result in self._results.items() if result.failed()}
             with having(eager_failures_var, failures):
-                self._end(job, _eager(self._app, job, _run_anywhere, self._is_taken(job)))
+                taken, group = self._is_taken(job), self._group_of(job)
+                self._end(job, _eager(self._app, job, _run_anywhere, taken, group))
         return self._results
+
+    def _group_of(self, job: NewJob) -> str | None:
+        if job.bundle_id is None:
+            return None
+        bundle = self._bundles[job.bundle_id]
+        return bundle.id if bundle.kind == "group" else bundle.parent_id
 
     def _is_taken(self, job: NewJob) -> bool:
         """Whether a job's result is handed on."""

@@ -56,6 +56,7 @@ from tests.fixtures.proj import (
     nested,
     noted,
     outer_replaced,
+    parent_of_two,
     priority_of,
     rebuild,
     replace_with_chain,
@@ -966,6 +967,21 @@ def test_a_request_knows_its_place(worker: App):
     assert first["root_id"] == first["parent_id"] == root["id"]
     assert first["args"] == [root, 2]
     assert first["retries"] == 0
+
+
+def test_a_request_knows_its_group_and_no_step(anywhere: App):
+    linked = describe.s().set(link=identity.si(1))
+
+    members: Any = group(describe.s(), linked, describe.s() | describe.si()).apply()
+    steps: Any = (describe.s() | describe.si()).apply()
+
+    assert [one["group"] for one in members.get(timeout=10)] == [members.id] * 3
+    assert steps.get(timeout=10)["group"] is None
+    assert steps.parent.get(timeout=10)["group"] is None
+
+
+def test_a_request_knows_its_children(anywhere: App):
+    assert parent_of_two.delay().get(timeout=10) == [0, 1, 3]
 
 
 def test_what_a_job_enqueues_is_its_child_in_the_same_graph(worker: App):
