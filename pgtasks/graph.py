@@ -51,12 +51,9 @@ class Bundle(msgspec.Struct, eq=False):
     settled: bool = False
 
     @property
-    def after_id(self) -> str | None:
-        """The bundle whose failure keeps all of a group from running."""
-        wait = self.wait
-        return (
-            None if wait is None or wait.bundle is None or wait.on != "success" else wait.bundle.id
-        )
+    def after(self) -> Bundle | None:
+        """The bundle that decides whether any of a group runs."""
+        return None if self.wait is None else self.wait.bundle
 
 
 class Wait(NamedTuple):
@@ -398,7 +395,8 @@ class _Compiler:
                 type=one.type,
                 origin=one.origin,
                 parent_id=None if one.parent is None else one.parent.id,
-                after_bundle_id=one.after_id,
+                after_bundle_id=None if one.after is None else one.after.id,
+                after_on=None if one.after is None or one.wait is None else one.wait.on,
                 root_id=self._root_id,
                 depth=one.depth,
                 total=one.total,

@@ -369,7 +369,9 @@ class NewBundle(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     origin: str | None = None
     parent_id: str | None = None  # the group that a step is in
-    after_bundle_id: str | None = None  # what all members of a group wait for
+    # What all members of a group wait for.
+    after_bundle_id: str | None = None
+    after_on: Literal["success", "failure"] | None = None
     root_id: str | None = None
     depth: int = 0
 

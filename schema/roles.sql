@@ -132,8 +132,9 @@ grant insert (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin, parent_id, root_id, bundle_id,
     bundle_index, after_bundle_id, after_on, takes, input
 ) on pgtasks.job to pgtasks_producer;
-grant insert (id, kind, type, origin, parent_id, root_id, after_bundle_id, depth, total, remaining, stopped_at)
-on pgtasks.job_bundle to pgtasks_producer;
+grant insert (
+    id, kind, type, origin, parent_id, root_id, after_bundle_id, after_on, depth, total, remaining, stopped_at
+) on pgtasks.job_bundle to pgtasks_producer;
 grant usage on sequence pgtasks.job_seq to pgtasks_producer;
 grant select on pgtasks.task to pgtasks_producer;
 grant select (idle, queues) on pgtasks.worker to pgtasks_producer;

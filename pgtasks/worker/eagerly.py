@@ -18,7 +18,7 @@ from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.failure import passed_error
 from pgtasks.graph import Graph, read_replacement
 from pgtasks.guard import Guard
-from pgtasks.job import Bundle, Job, JobError, JobState, NewJob
+from pgtasks.job import Bundle, Job, JobError, JobState, NewBundle, NewJob
 from pgtasks.worker.attempt import run_attempt
 from pgtasks.worker.errback import eager_failures_var
 from pgtasks.worker.interrupts import awaited
@@ -217,7 +217,7 @@ class _EagerGraph:
             first, result = failed[0]
             in_group = bundle.kind == "group"
             if in_group:
-                passed_on = self._is_passed_by(bundle.after_bundle_id)
+                passed_on = self._is_passed_by(_before(bundle))
             else:
                 passed_on = first.id in self._unreached and self._is_passed_by(
                     first.after_bundle_id
@@ -226,7 +226,7 @@ class _EagerGraph:
                 if not passed_on:
                     self._release(job, [], failed_id=first.id)
             else:
-                new = in_group and bundle.after_bundle_id not in self._failed
+                new = in_group and _before(bundle) not in self._failed
                 error = passed_error(first.id, result.job_state, result.error_info, new)
                 self._unreached.add(job.id)
                 unreached.append((job, self._cancelled(job, error)))
@@ -238,7 +238,7 @@ class _EagerGraph:
             bundle = self._bundles[bundle_id]
             if bundle.kind == "step":
                 return True
-            bundle_id = bundle.after_bundle_id
+            bundle_id = _before(bundle)
         return False
 
     def _release(
@@ -306,6 +306,11 @@ class _EagerGraph:
             stopped_at=now,
         )
         return EagerGroupResult(id, self._app, [result for _, result in members], bundle)
+
+
+def _before(group: NewBundle) -> str | None:
+    """Return the bundle whose failure keeps all of a group from running; not one for whose failure it runs."""
+    return group.after_bundle_id if group.after_on == "success" else None
 
 
 def eager_request(app: App, new: NewJob, attempt: int) -> Request:

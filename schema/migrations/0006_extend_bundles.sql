@@ -12,8 +12,9 @@
 
 alter table pgtasks.job_bundle
     add column kind text not null default 'group' check (kind in ('group', 'step')),
-    -- What all members of a group wait for: if it failed none of them ran, and what waits for the group hears of that
-    -- failure. Else the failure is a member's, be it of a job that only that member waited for.
+    -- What all members of a group wait for. If none of them ran for it, what waits for the group hears of the failure
+    -- there. Else the failure is a member's, be it of a job that only that member waited for.
+    add column after_on text check (after_on in ('success', 'failure')),
     add column after_bundle_id uuid;
 
 alter table pgtasks.job drop constraint job_takes_check;
@@ -157,10 +158,36 @@ begin
 end
 $$;
 
+-- Whether no member of a failed group ran, because of what all of it waits for. p_dependency: the job behind the failure.
+-- Callbacks for a failure run for it, and do not if it was passed on to their job: then they have it from there.
+create function pgtasks.is_unreached(p_group pgtasks.job_bundle, p_dependency text) returns boolean
+language plpgsql
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+    return exists (
+        select
+        from pgtasks.job_bundle a
+        where a.id = p_group.after_bundle_id
+            and a.failed > 0
+            and (
+                p_group.after_on = 'success'
+                or exists (
+                    select
+                    from pgtasks.job_history h
+                    where h.bundle_id = a.id and h.stopped_at >= a.created_at and h.error ->> 'dependency' = p_dependency
+                )
+            )
+    );
+end
+$$;
+
 -- Whether what comes after this bundle does not run because of a step that failed before: that step's own callbacks
 -- for failure have run then. Where a group failed by itself, in it or before groups that wait for it, nobody's have: they
 -- are those of the first job after it that is no member of a group with something after it.
-create function pgtasks.is_passed_by(p_bundle_id uuid) returns boolean
+create function pgtasks.is_passed_by(p_bundle_id uuid, p_dependency text) returns boolean
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
@@ -174,6 +201,8 @@ begin
             return false;
         elsif v_bundle.kind = 'step' then
             return true;
+        elsif not pgtasks.is_unreached(v_bundle, p_dependency) then
+            return false;
         end if;
         v_id := v_bundle.after_bundle_id;
     end loop;
@@ -195,6 +224,7 @@ declare
     v_bundle pgtasks.job_bundle;
     v_first pgtasks.job_history;
     v_waited boolean;
+    v_unreached boolean;
     v_error jsonb;
     v_message text;
 begin
@@ -230,13 +260,12 @@ begin
     end if;
 
     if v_bundle.kind = 'step' then
-        passed_on := v_waited and pgtasks.is_passed_by(v_first.after_bundle_id);
+        passed_on := v_waited and pgtasks.is_passed_by(v_first.after_bundle_id, v_error ->> 'dependency');
     else
-        passed_on := pgtasks.is_passed_by(v_bundle.after_bundle_id);
+        v_unreached := pgtasks.is_unreached(v_bundle, v_error ->> 'dependency');
+        passed_on := v_unreached and pgtasks.is_passed_by(v_bundle.after_bundle_id, v_error ->> 'dependency');
     end if;
-    if v_bundle.kind = 'step'
-        or exists (select from pgtasks.job_bundle a where a.id = v_bundle.after_bundle_id and a.failed > 0)
-    then
+    if v_bundle.kind = 'step' or v_unreached then
         error := jsonb_build_object('dependency', v_first.id) || v_error;
         return;
     end if;
@@ -583,15 +612,15 @@ set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 begin
     insert into pgtasks.job_bundle (
-        id, kind, type, origin, parent_id, root_id, after_bundle_id, depth, total, remaining, stopped_at
+        id, kind, type, origin, parent_id, root_id, after_bundle_id, after_on, depth, total, remaining, stopped_at
     )
     select
         b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id,
-        case when b.after_bundle_id = p_step then p_place else b.after_bundle_id end,
+        case when b.after_bundle_id = p_step then p_place else b.after_bundle_id end, b.after_on,
         b.depth + p_depth, b.total, b.total, case when b.total = 0 then now() end
     from jsonb_to_recordset(p_bundles) as b (
-        id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, after_bundle_id uuid, depth integer,
-        total integer
+        id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, after_bundle_id uuid, after_on text,
+        depth integer, total integer
     );
 end
 $$;

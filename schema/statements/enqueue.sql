@@ -70,15 +70,15 @@ select now()
 -- name: insert_bundles
 -- Opens bundles; one without members has stopped already.
 insert into pgtasks.job_bundle (
-    id, kind, type, origin, parent_id, root_id, after_bundle_id, depth, total, remaining, stopped_at
+    id, kind, type, origin, parent_id, root_id, after_bundle_id, after_on, depth, total, remaining, stopped_at
 )
 select
-    b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id, b.after_bundle_id, b.depth, b.total, b.total,
+    b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id, b.after_bundle_id, b.after_on, b.depth, b.total, b.total,
     case when b.total = 0 then now() end
 from unnest(
     %(id)s::uuid[], %(kind)s::text[], %(type)s::text[], %(origin)s::text[], %(parent_id)s::uuid[], %(root_id)s::uuid[],
-    %(after_bundle_id)s::uuid[], %(depth)s::integer[], %(total)s::integer[]
-) as b (id, kind, type, origin, parent_id, root_id, after_bundle_id, depth, total)
+    %(after_bundle_id)s::uuid[], %(after_on)s::text[], %(depth)s::integer[], %(total)s::integer[]
+) as b (id, kind, type, origin, parent_id, root_id, after_bundle_id, after_on, depth, total)
 
 -- name: grow_group
 -- Makes room for more members in an open group; returns its id, how many there were, and its depth.

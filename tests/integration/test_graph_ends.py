@@ -59,6 +59,12 @@ def test_a_callback_for_failure_that_begins_with_an_empty_header_waits_for_the_f
     check(call("a", "fail", errors=[callback]))
 
 
+def test_a_chord_for_the_failure_of_a_job_that_did_not_run_does_not_run(check: Check):
+    callback = chorded([call("h"), chained(call("i"), call("j"))], call("body", errors=[CAUGHT]))
+
+    check(chained(call("a", "fail"), call("b", errors=[callback])))
+
+
 def test_a_chord_that_runs_for_a_failure_can_fail_itself(check: Check):
     callback = chorded([call("h", "fail")], call("body", errors=[CAUGHT]))
 

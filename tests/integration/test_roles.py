@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "forget_unneeded": NOBODY,
     "insert_bundles": NOBODY,
     "is_passed_by": NOBODY,
+    "is_unreached": NOBODY,
     "option_number": NOBODY,
     "results_of": NOBODY,
     "replace_job": NOBODY,
@@ -92,8 +93,8 @@ FUNCTIONS: dict[str, set[str]] = {
 INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
-    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "option_number",
-    "replace_job", "results_of",
+    "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
+    "option_number", "replace_job", "results_of",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
