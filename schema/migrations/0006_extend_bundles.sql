@@ -878,6 +878,7 @@ declare
     v_failed uuid[];
     v_stranded uuid[];
     v_reached uuid[];
+    v_anew uuid[];
     v_waited uuid[];
     v_gone pgtasks.job_history[];
     v_stopped uuid[];
@@ -924,29 +925,32 @@ begin
             and h.reason = 'what it waited for failed'
             and (b.stopped_at is null or b.failed = 0)
     );
-    -- Bundles that are open again then, since a job in them, or before them, is not finished.
-    v_reached := array(
-        with recursive reached as (
-            select h.bundle_id as id from pgtasks.job_history h where h.id = any(v_failed || v_stranded)
-            union
-            select n.id
-            from reached r
-            cross join lateral (
-                select b.parent_id from pgtasks.job_bundle b where b.id = r.id and b.parent_id is not null
-                union all
-                select h.bundle_id
-                from pgtasks.job_history h
-                where h.after_bundle_id = r.id
-                    and h.bundle_id is not null
-                    and (
-                        h.after_on = 'failure'
-                        or h.state = 'cancelled'
-                        and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
-                    )
-            ) as n (id)
-        )
-        select b.id from reached r join pgtasks.job_bundle b on b.id = r.id
-    );
+    -- Bundles that are open again then, since a job in them, or before them, is not finished. What followed a callback
+    -- for failure is armed again with it, however it ended.
+    with recursive reached as (
+        select h.bundle_id as id, false as anew from pgtasks.job_history h where h.id = any(v_failed || v_stranded)
+        union
+        select n.id, n.anew
+        from reached r
+        cross join lateral (
+            select b.parent_id, r.anew from pgtasks.job_bundle b where b.id = r.id and b.parent_id is not null
+            union all
+            select h.bundle_id, r.anew or h.after_on = 'failure'
+            from pgtasks.job_history h
+            where h.after_bundle_id = r.id
+                and h.bundle_id is not null
+                and (
+                    r.anew
+                    or h.after_on = 'failure'
+                    or h.state = 'cancelled'
+                    and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
+                )
+        ) as n (id, anew)
+    )
+    select coalesce(array_agg(distinct b.id), '{}'), coalesce(array_agg(distinct b.id) filter (where r.anew), '{}')
+    into v_reached, v_anew
+    from reached r
+    join pgtasks.job_bundle b on b.id = r.id;
     perform from pgtasks.job_bundle b
     where b.id = any(pgtasks.reached_bundles(
         v_reached || array(select h.after_bundle_id from pgtasks.job_history h where h.id = any(v_stranded))
@@ -961,6 +965,7 @@ begin
         where h.after_bundle_id = any(v_reached)
             and (
                 h.after_on = 'failure'
+                or h.after_bundle_id = any(v_anew)
                 or h.state = 'cancelled'
                 and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
             )

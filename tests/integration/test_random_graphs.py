@@ -9,20 +9,39 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures.graph_runs import graph_run
-from tests.fixtures.graphs import Plan, plans
+from tests.fixtures.graphs import Plan, plans, random_plan
 
 SCALE = float(os.environ.get("PGTASKS_CHAOS_SCALE") or 1)
+SEEDS = st.integers(0, 2**32)
+# Small ones, which shrink; and larger ones by chance alone.
+GRAPHS = plans(grows=True) | SEEDS.map(lambda seed: random_plan(seed, grows=True))
 
 
 def test_a_random_graph_comes_to_what_the_interpreter_says(dsn: str) -> None:
     with graph_run(dsn) as house:
 
-        @given(plans(grows=True), st.integers(0, 2**32))
+        @given(GRAPHS, SEEDS)
         @settings(
-            max_examples=round(150 * SCALE), deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=round(60 * SCALE), deadline=None, suppress_health_check=list(HealthCheck)
         )
         def any_graph(plan: Plan, seed: int) -> None:
             house.chance = random.Random(seed)
             house.check(plan)
+
+        any_graph()
+
+
+def test_a_failed_graph_that_is_started_again_comes_to_what_it_would_without_failures(
+    dsn: str,
+) -> None:
+    with graph_run(dsn) as house:
+
+        @given(GRAPHS, SEEDS)
+        @settings(
+            max_examples=round(50 * SCALE), deadline=None, suppress_health_check=list(HealthCheck)
+        )
+        def any_graph(plan: Plan, seed: int) -> None:
+            house.chance = random.Random(seed)
+            house.check_healed(plan)
 
         any_graph()

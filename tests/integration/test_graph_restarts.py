@@ -1,0 +1,42 @@
+"""Failed graphs that are started again: what failed and what followed runs, callbacks too, and nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fixtures import graph_app
+from tests.fixtures.graph_runs import GraphRun, graph_run
+from tests.fixtures.graphs import CAUGHT, call, chained, chorded, compare, grouped, interpret
+
+
+@pytest.fixture
+def house(dsn: str) -> Iterator[GraphRun]:
+    with graph_run(dsn) as house:
+        yield house
+
+
+def test_what_follows_a_callback_for_failure_runs_again_with_it(house: GraphRun):
+    callback = chained(CAUGHT, grouped(call("b"), call("c")), call("d"))
+    plan = chained(call("a", "fail", errors=[callback]), call("e"))
+    house.check(plan)
+
+    house.start_again(house.failed() or "")
+
+    house.assert_at_rest()
+    assert compare(interpret(plan), house.found()) == []
+    assert sorted(label for label, _ in graph_app.RAN) == sorted(["a", "caught", "b", "c", "d"] * 2)
+
+
+def test_a_step_that_did_not_run_before_calls_back_for_its_own_failure(house: GraphRun):
+    steps = chained(call("a", "fail"), call("b", "fail"), call("c"), errors=[CAUGHT])
+
+    house.check_healed(steps, "a")
+    house.check_healed(chorded([steps, call("d")], call("body", errors=[CAUGHT])), "a")
+
+
+def test_nothing_is_left_of_callbacks_for_failures_that_came_to_no_more(house: GraphRun):
+    callback = chorded([CAUGHT, chained(CAUGHT, call("b"))], call("c"))
+
+    house.check_healed(chained(call("a", "fail"), call("d"), errors=[callback]))
