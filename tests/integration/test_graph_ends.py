@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.fixtures.eager_graphs import check_eagerly
+from tests.fixtures.graph_plans import CAUGHT, call, chained, chorded, grouped
 from tests.fixtures.graph_runs import graph_run
-from tests.fixtures.graphs import CAUGHT, Plan, call, chained, chorded, grouped
+from tests.fixtures.graphs import Plan
 
 Check = Callable[[Plan], None]
 

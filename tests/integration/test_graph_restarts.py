@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fixtures import graph_app
+from tests.fixtures.graph_plans import CAUGHT, call, chained, chorded, grouped
 from tests.fixtures.graph_runs import GraphRun, graph_run
-from tests.fixtures.graphs import CAUGHT, call, chained, chorded, compare, grouped, interpret
+from tests.fixtures.graphs import compare, interpret
 
 
 @pytest.fixture

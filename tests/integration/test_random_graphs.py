@@ -8,8 +8,9 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fixtures.graph_plans import plans, random_plan
 from tests.fixtures.graph_runs import graph_run
-from tests.fixtures.graphs import Plan, plans, random_plan
+from tests.fixtures.graphs import Plan
 
 SCALE = float(os.environ.get("PGTASKS_CHAOS_SCALE") or 1)
 SEEDS = st.integers(0, 2**32)

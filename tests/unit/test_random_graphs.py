@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fixtures.eager_graphs import check_eagerly
-from tests.fixtures.graphs import Plan, plans, random_plan
+from tests.fixtures.graph_plans import plans, random_plan
+from tests.fixtures.graphs import Plan
 
 
 @given(plans() | st.integers(0, 2**32).map(random_plan))
