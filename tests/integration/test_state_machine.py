@@ -25,10 +25,15 @@ from hypothesis.stateful import (
 )
 
 from pgtasks import JobState
+from pgtasks.canvas import Node
 from pgtasks.db import operations
 from pgtasks.db.run import run
+from pgtasks.errors import JobStateError
+from pgtasks.graph import compile_graph
+from pgtasks.ids import new_id
 from pgtasks.job import NewBundle, NewJob
 from tests.fixtures.bundles import add_waiter, insert_bundle, insert_job
+from tests.fixtures.canvases import canvases, members, numbered, replacing
 from tests.fixtures.database_model import (
     FINAL,
     Model,
@@ -58,7 +63,9 @@ priorities = st.sampled_from([0, 0, 5, -5])
 bodies = st.sampled_from([None, "success", "failure", "stop"])
 # Positions in whatever there is to choose from, counted around.
 one = st.integers(0, 5)
+anywhere = st.integers(0, 23)
 some = st.lists(st.integers(0, 7), min_size=1, max_size=4, unique=True)
+graphs = canvases([*KNOWN, ONCE], QUEUES, LATER)
 
 
 def pick(things: Sequence[T], positions: Sequence[int]) -> list[T]:
@@ -82,8 +89,15 @@ class DatabaseMachine(RuleBasedStateMachine):
         for table in ("job", "job_history", "job_bundle", "claim", "worker", "task", "listener"):
             connection.execute(f"delete from pgtasks.{table}")
 
-    @initialize(count=st.integers(0, 3), body=bodies, claimed=st.booleans())
-    def begin(self, count: int, body: str | None, claimed: bool) -> None:
+    @initialize(
+        count=st.integers(0, 3),
+        body=bodies,
+        canvas=st.none() | graphs,
+        claimed=st.booleans(),
+    )
+    def begin(
+        self, count: int, body: str | None, canvas: Node[Any, Any] | None, claimed: bool
+    ) -> None:
         """Two workers, some jobs, and perhaps a claim: so that there is something to do at once."""
         self.start_worker(knows_all=False)
         self.start_worker(knows_all=True)
@@ -91,6 +105,8 @@ class DatabaseMachine(RuleBasedStateMachine):
             self.enqueue(task="echo", queue="default", priority=0, when="now")
         if body:
             self.enqueue_nested_bundles(members=1, inner=1, body=body)
+        if canvas is not None:
+            self.enqueue_graph(canvas)
         self.the_tables_are_as_the_model_says()
         if claimed and self.lanes():
             self.claim(which=0, where=0, limit=2, lost=False)
@@ -223,8 +239,40 @@ class DatabaseMachine(RuleBasedStateMachine):
         self.model.enqueue(job)
         insert_job(self.connection, bundle, id=job.id, index=index, **waits)
 
+    @precondition(lambda self: len(list(self.model.live())) < ROOM)
+    @rule(canvas=graphs)
+    def enqueue_graph(self, canvas: Node[Any, Any]) -> None:
+        graph = numbered(compile_graph(canvas), self.new_id, {})
+        self.enqueued |= {job.id for job in graph.jobs}
+        self.model.enqueue_graph(graph.jobs, graph.bundles)
+
+        self.run(operations.enqueue_jobs(graph.jobs, graph.bundles))
+
+    @precondition(lambda self: len(list(self.model.live())) < ROOM and self.hands_with_bundles())
+    @rule(which=anywhere, canvas=graphs)
+    def grow_group(self, which: int, canvas: Node[Any, Any]) -> None:
+        """Add to the group of a job that a worker has, or believes to have."""
+        [bundle] = pick(self.hands_with_bundles(), [which])
+        group = self.model.group_of(bundle)
+        place = new_id()  # is not written
+        graph = members(canvas, place, self.new_id)
+        added = operations.grow_group(bundle, graph.jobs, graph.bundles, place)
+        if group is None or group.stopped:
+            with pytest.raises(JobStateError):
+                self.run(added)
+            return
+
+        self.run(added)
+
+        self.enqueued |= {job.id for job in graph.jobs}
+        self.model.grow(group, graph, place)
+
+    def hands_with_bundles(self) -> list[str]:
+        held = (held for hand in self.hands.values() for held in hand)
+        return [one.bundle_id for one in held if one.bundle_id is not None]
+
     @precondition(lambda self: self.model.bundles)
-    @rule(which=one, after_on=st.sampled_from(["success", "failure", "stop"]))
+    @rule(which=anywhere, after_on=st.sampled_from(["success", "failure", "stop"]))
     def wait_for_a_bundle(self, which: int, after_on: str) -> None:
         [bundle] = pick(list(self.model.bundles), [which])
         job = ModelJob(
@@ -367,6 +415,23 @@ class DatabaseMachine(RuleBasedStateMachine):
         )
 
         assert sorted(ids) == sorted(expected)
+
+    @precondition(lambda self: any(self.hands.values()) and len(list(self.model.live())) < ROOM)
+    @rule(which=one, position=anywhere, canvas=graphs)
+    def replace(self, which: int, position: int, canvas: Node[Any, Any]) -> None:
+        """Let a canvas take the place of a job, if it is still this worker's."""
+        worker, [held] = self.take(which, [position])
+        graph = replacing(canvas, held.id, self.new_id)
+        document = graph.replacement()
+        before = set(self.model.jobs)
+        expected = self.model.replace(held.id, held.token, graph)
+        self.enqueued |= set(self.model.jobs) - before
+        self.settle(worker, [held])
+        self.note_gone()
+
+        ids = worker.finish(held, "replace", result=document)
+
+        assert set(ids) == expected
 
     @precondition(lambda self: any(self.hands.values()))
     @rule(which=one, positions=some, crashed=st.booleans())
@@ -534,11 +599,15 @@ class DatabaseMachine(RuleBasedStateMachine):
         assert answer == expected
 
     @precondition(lambda self: self.model.finished())
-    @rule(positions=some, how=st.sampled_from(["jobs", "bundle", "unsuccessful"]))
-    def reset(self, positions: list[int], how: str) -> None:
+    @rule(
+        positions=some,
+        which=anywhere,
+        how=st.sampled_from(["jobs", "bundle", "unsuccessful", "unsuccessful"]),
+    )
+    def reset(self, positions: list[int], which: int, how: str) -> None:
         """Reset jobs, or the members of a bundle; or start again what failed in it or before it."""
         ids = pick(sorted(job.id for job in self.model.finished()), positions)
-        bundles = pick(list(self.model.bundles), positions[:1]) if self.model.bundles else []
+        bundles = pick(list(self.model.bundles), [which]) if self.model.bundles else []
         if how == "unsuccessful" and bundles:
             expected = self.model.retry_failed(bundles)
             operation = operations.reset_bundles(bundles, unsuccessful=True)
@@ -613,7 +682,7 @@ class DatabaseMachine(RuleBasedStateMachine):
         self.the_tables_are_as_the_model_says()
         last = SimulatedWorker(self.connection, QUEUES)
         self.model.workers[last.id] = ModelWorker(last.id)
-        for _ in range(20):
+        for _ in range(100):
             if not self.model.waiting():
                 break
             for queue in QUEUES:
