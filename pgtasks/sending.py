@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pgtasks import codec
 from pgtasks.context import eager_var, having, ignoring_var
 from pgtasks.eager import EagerGroupResult, EagerResult
-from pgtasks.graph import End, Graph, GroupEnd, JobEnd, compile_graph, compile_members
 from pgtasks.group_result import GroupResult
 from pgtasks.ids import new_id
 from pgtasks.job import Bundle, NewJob
@@ -26,6 +25,7 @@ from pgtasks.task import Task, apply_call_options
 if TYPE_CHECKING:
     from pgtasks.app import App
     from pgtasks.db.run import Operation
+    from pgtasks.graph import End, Graph, GroupEnd
     from pgtasks.node import Node
 
 T = TypeVar("T")
@@ -169,6 +169,7 @@ class Sending(Registry):
             connection: write on this connection, in its transaction.
         """
         from pgtasks.db import operations
+        from pgtasks.graph import compile_graph
 
         graph = compile_graph(node, args, kwargs, options, type=type, origin=origin)
         if self._is_eager():
@@ -193,6 +194,7 @@ class Sending(Registry):
     ) -> Result:
         """Write a whole canvas in one transaction; see `send_graph`."""
         from pgtasks.db import operations
+        from pgtasks.graph import compile_graph
 
         graph = compile_graph(node, args, kwargs, options, type=type, origin=origin)
         if self._is_eager():
@@ -216,6 +218,7 @@ class Sending(Registry):
             JobStateError: the group has stopped, or there is none.
         """
         from pgtasks.db import operations
+        from pgtasks.graph import compile_members
 
         place_id = new_id()
         graph = compile_members(node, place_id)
@@ -227,6 +230,7 @@ class Sending(Registry):
     ) -> Result:
         """Add what a canvas ends with to an open group; see `grow_group`."""
         from pgtasks.db import operations
+        from pgtasks.graph import compile_members
 
         place_id = new_id()
         graph = compile_members(node, place_id)
@@ -239,6 +243,8 @@ class Sending(Registry):
         self, graph: Graph, ran: Mapping[str, EagerResult[Any]] | None = None
     ) -> Result:
         """Return a handle on what a graph ends with, and by its parents on what is before that."""
+        from pgtasks.graph import JobEnd
+
         made: dict[str, Result] = {}  # members of a group may have the same parents
 
         def handle(end: End) -> Result:
