@@ -125,7 +125,7 @@ def list_(
 )
 @pass_session
 def show(session: Session, id: str, watch: bool) -> None:
-    """Show a bundle: its members by state, those without success, and what waits for it.
+    """Show a bundle, its members by state, and what waits for it.
 
     \b
     Example:

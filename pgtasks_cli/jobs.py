@@ -110,7 +110,9 @@ def list_(session: Session, filters: Filters, limit: int, before_id: str | None)
 )
 @pass_session
 def show(session: Session, id: str, with_args: bool) -> None:
-    """Show all there is to know of a job: also what it waits for, and why it did not run.
+    """Show all there is to know of a job.
+
+    Also what it waits for, and why it did not run.
 
     \b
     Example:
@@ -139,9 +141,10 @@ def show(session: Session, id: str, with_args: bool) -> None:
 )
 @pass_session
 def graph_(session: Session, id: str, shown: int) -> None:
-    """Draw the graph that a job belongs to: chains, groups, callbacks, and what jobs enqueued.
+    """Draw the graph that a job belongs to.
 
-    By the id of any of its jobs. What follows stands below what it waits for, a group's members on the group.
+    Chains, groups, callbacks, and what jobs enqueued, by the id of any of its jobs. What follows stands below
+    what it waits for, a group's members on the group.
 
     \b
     Example:

@@ -59,7 +59,7 @@ def waits(job: Job) -> str:
         return "waits for a failure"
     if job.takes is None:
         return "waits"
-    return f"waits for {job.takes}"
+    return "waits for results" if job.takes == "results" else "waits for a result"
 
 
 def waited_for(app: App, job: Job) -> str | None:

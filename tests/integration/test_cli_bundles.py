@@ -173,7 +173,7 @@ def test_a_list_of_jobs_says_what_blocked_ones_wait_for(command: Command, tasks)
 
     notes = {line.split()[1]: line.partition("+00:00")[2].strip() for line in text.splitlines()[1:]}
     assert notes == {
-        "b": "waits for result",
+        "b": "waits for a result",
         "c": "waits",
         "d": "waits for results",
         "e": "waits for a failure",
