@@ -129,8 +129,11 @@ $$;
 --
 -- Of p_sure it is known that they succeed: what waits for their success stays. So a chain of a thousand steps does
 -- not lock the rest of it at each.
+--
+-- Stable: where it is called once a statement, and its bundles are found by their index. As a volatile one it was called
+-- for each bundle in the table (measured: each step of a chain of 5,000 took 1.5 s).
 create function pgtasks.reached_bundles(p_ids uuid[], p_sure uuid[]) returns uuid[]
-language plpgsql
+language plpgsql stable
 set search_path = pgtasks, pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
@@ -157,6 +160,8 @@ begin
     );
 end
 $$;
+
+alter function pgtasks.reached_bundles(uuid[]) stable;
 
 -- Whether no member of a failed group ran, because of what all of it waits for. p_dependency: the job behind the failure.
 -- Callbacks for a failure run for it, and do not if it was passed on to their job: then they have it from there.
