@@ -279,6 +279,8 @@ def summary(scene: Scene, tables: Tables) -> tuple[Any, ...]:
                 worker_id=None,
                 bundle=None,
                 after=None,
+                unmet=job.unmet
+                and job.unmet._replace(dependency=names.get(job.unmet.dependency or "")),
             ),
         )
         for job in tables.jobs.values()
