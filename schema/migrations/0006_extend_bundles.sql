@@ -430,7 +430,10 @@ begin
             and exists (
                 select
                 from pgtasks.job j
-                where j.state = 'blocked' and j.after_bundle_id = b.id and j.takes = 'results' and j.after_on <> 'failure'
+                where j.state = 'blocked'
+                    and j.after_bundle_id = b.id
+                    and j.takes = 'results'
+                    and (j.after_on <> 'failure' or b.failed > 0)
             )
         order by b.id
     loop
