@@ -193,6 +193,11 @@ def reset(scene: Scene, connection: Connection) -> Steps:
     yield from by_step(connection, operations.reset_jobs(scene.everything))
 
 
+def retry_failed(scene: Scene, connection: Connection) -> Steps:
+    bundles = [scene.ended, scene.inner, scene.outer]
+    yield from by_step(connection, operations.reset_bundles(bundles, unsuccessful=True))
+
+
 def delete(scene: Scene, connection: Connection) -> Steps:
     yield from by_step(connection, operations.delete_jobs(scene.everything))
 
@@ -232,6 +237,7 @@ ACTIONS: list[Action] = [
     claim, finish, retry, release, crash, rescue, beat, release_lost,
     release_orphans, cancel, cancel_body, cancel_bundle, reset, delete, delete_history,
     delete_bundles, promote, park, unpark, wait_for_inner, finish_first, fail_last, succeed_last,
+    retry_failed,
 ]  # fmt: skip
 PAIRS: list[tuple[Action, Action]] = [
     (claim, finish),
@@ -249,6 +255,10 @@ PAIRS: list[tuple[Action, Action]] = [
     (release_lost, rescue),
     (release_orphans, cancel),
     (reset, delete_bundles),
+    (retry_failed, reset),
+    (retry_failed, cancel_bundle),
+    (retry_failed, delete_bundles),
+    (retry_failed, fail_last),
 ]
 # Two calls of one worker are one after the other: its connection is one.
 OF_WORKER_ONE = {
@@ -263,7 +273,17 @@ OTHER_PAIRS = [
 SKIPPING = {claim, promote, unpark, rescue}
 # For these the orders of whole calls are not all that is allowed; the tables are sound in any case.
 # What is read before it is locked may be gone or have come: a cancel or a reset of what was listed.
-LISTING = {cancel, cancel_body, cancel_bundle, reset, delete, park, delete_history, delete_bundles}
+LISTING = {
+    cancel,
+    cancel_body,
+    cancel_bundle,
+    reset,
+    retry_failed,
+    delete,
+    park,
+    delete_history,
+    delete_bundles,
+}
 
 
 def summary(scene: Scene, tables: Tables) -> tuple[Any, ...]:
