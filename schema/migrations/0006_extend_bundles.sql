@@ -1115,6 +1115,47 @@ begin
 end
 $$;
 
+-- Takes jobs out that wait, by id order; the running ones stay, and either the blocked ones or, if said, the others. Their
+-- bundles are for the caller to count down.
+--
+-- Blocked ones are locked after bundles. One that was released meanwhile belongs before these: it is taken only if nobody
+-- else has it, for who finishes it now may wait for a bundle that the caller holds.
+create or replace function pgtasks.cancel_waiting(p_ids uuid[], p_blocked boolean, p_reason text)
+returns table (id text, bundle_id text)
+language plpgsql
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_gone pgtasks.job[];
+begin
+    with locked as materialized (
+        select j.id, j.queue
+        from pgtasks.job j
+        where j.id = any(p_ids) and j.token is null and (j.state = 'blocked') = p_blocked
+        order by j.id
+        for update
+    ), released as materialized (
+        select j.id, j.queue
+        from pgtasks.job j
+        where p_blocked and j.id = any(p_ids) and j.token is null and j.state <> 'blocked'
+        for update skip locked
+    ), gone as (
+        delete from pgtasks.job j
+        using (select * from locked union all select * from released) l
+        where j.id = l.id and j.queue = l.queue and j.token is null
+        returning j as job
+    )
+    select array_agg(g.job) into v_gone from gone g;
+    if v_gone is null then
+        return;
+    end if;
+    perform pgtasks.archive(v_gone, 'cancelled', p_reason);
+    return query select g.id::text, g.bundle_id::text from unnest(v_gone) g;
+end
+$$;
+
 -- Forgets stopped bundles with the steps inside them, and their finished members; never a step of an open group, which
 -- still needs its result.
 create or replace function pgtasks.delete_bundles(p_ids uuid[]) returns setof text
