@@ -1,0 +1,74 @@
+"""Graphs that start again from where they broke: nothing runs before, or without, what it waited for."""
+
+from typing import Any
+
+import pytest
+
+from pgtasks import App, chain, chord, group
+from pgtasks.errors import JobStateError
+from tests.fixtures.simulated_worker import SimulatedWorker
+
+
+@pytest.fixture
+def echo(app: App) -> Any:
+    @app.task(name="echo")
+    def echo(*args: Any) -> Any:
+        return args
+
+    return echo
+
+
+def test_a_chain_that_was_cancelled_as_a_whole_starts_again_with_its_first_step(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    chains = group(chain(echo.s(1), echo.s())).delay()
+    app.cancel_bundle(chains.id)
+
+    ready = app.reset_bundle(chains.id, unsuccessful=True)
+
+    [held] = worker.claim()
+    assert ready == [held.id]
+    worker.succeed(held, 7)
+    [held] = worker.claim()
+    assert (held.id, held.input) == (chains[0].id, "7")
+    worker.succeed(held)
+    assert app.bundle(chains.id).state == "succeeded"
+
+
+def test_a_step_whose_predecessor_succeeded_after_all_gets_its_result(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    chains = group(chain(echo.s(1), echo.s())).delay()
+    first = worker.claim_one()
+    worker.fail(first)
+    app.reset(first.id)
+    worker.succeed(worker.claim(), 7)
+
+    ready = app.reset_bundle(chains.id, unsuccessful=True)
+
+    [held] = worker.claim()
+    assert ready == [held.id] == [chains[0].id]
+    assert held.input == "7"
+
+
+def test_a_step_that_was_cancelled_before_it_had_its_input_is_not_reset(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    last = chain(echo.s(1), echo.s()).delay()
+    app.cancel(last.id)
+
+    with pytest.raises(JobStateError, match="did not run"):
+        app.reset(last.id)
+
+
+def test_a_callback_for_failure_runs_once_for_a_body_and_what_follows_it(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    errback = echo.si("sorry")
+    body = chain(echo.s().on_error(errback), echo.s().on_error(errback))
+    chord([echo.s(1), echo.s(2)], body).delay()
+
+    worker.fail(worker.claim(limit=1))
+    worker.succeed(worker.claim())
+
+    assert len(worker.claim()) == 1
