@@ -300,7 +300,7 @@ def summary(scene: Scene, tables: Tables) -> tuple[Any, ...]:
                 bundle=None,
                 after=None,
                 unmet=job.unmet
-                and job.unmet._replace(dependency=names.get(job.unmet.dependency or "")),
+                and replace(job.unmet, dependency=names.get(job.unmet.dependency or "")),
             ),
         )
         for job in tables.jobs.values()
