@@ -518,6 +518,7 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
     """Cancel what waits among these, and return which."""
     blocked = yield from _blocked(ids)
+    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
     return (yield from _cancel_waiting(ids, blocked, reason))
 
 

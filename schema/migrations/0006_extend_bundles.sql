@@ -1118,8 +1118,9 @@ $$;
 -- Takes jobs out that wait, by id order; the running ones stay, and either the blocked ones or, if said, the others. Their
 -- bundles are for the caller to count down.
 --
--- Blocked ones are locked after bundles. One that was released meanwhile belongs before these: it is taken only if nobody
--- else has it, for who finishes it now may wait for a bundle that the caller holds.
+-- The caller has locked those that are not blocked (lock_unblocked), and here locks the blocked ones after their bundles.
+-- One that was released meanwhile belongs before all that: it is taken only if nobody else has it, for who does may wait
+-- for a job or a bundle that the caller holds.
 create or replace function pgtasks.cancel_waiting(p_ids uuid[], p_blocked boolean, p_reason text)
 returns table (id text, bundle_id text)
 language plpgsql
@@ -1133,13 +1134,13 @@ begin
     with locked as materialized (
         select j.id, j.queue
         from pgtasks.job j
-        where j.id = any(p_ids) and j.token is null and (j.state = 'blocked') = p_blocked
+        where p_blocked and j.id = any(p_ids) and j.token is null and j.state = 'blocked'
         order by j.id
         for update
     ), released as materialized (
         select j.id, j.queue
         from pgtasks.job j
-        where p_blocked and j.id = any(p_ids) and j.token is null and j.state <> 'blocked'
+        where j.id = any(p_ids) and j.token is null and j.state <> 'blocked'
         for update skip locked
     ), gone as (
         delete from pgtasks.job j
