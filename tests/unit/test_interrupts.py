@@ -164,7 +164,10 @@ def test_a_cancel_is_not_swallowed_by_except_exception(
     assert (record.kind, record.result, record.error) == ("cancelled", None, None)
 
 
-@both
+# Of functions not in threads: there the section may end before the main thread has heard of the order.
+@pytest.mark.parametrize(
+    ("prefix", "options"), [("", SYNC[0]), ("", SYNC[2]), *(("a", one) for one in ASYNC)]
+)
 def test_an_interrupt_waits_for_the_end_of_a_guarded_section(
     app: App, fork: Any, prefix: str, options: dict[str, Any]
 ):
