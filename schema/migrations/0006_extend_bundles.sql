@@ -489,7 +489,8 @@ begin
                 else j.input
             end
         from waiter w
-        join pgtasks.job_bundle b on b.id = w.after_bundle_id
+        -- By their ids: else all of job_bundle may be read for each.
+        join pgtasks.job_bundle b on b.id = any(p_stopped) and b.id = w.after_bundle_id
         where j.id = w.id and j.queue = w.queue and (j.after_on <> 'failure' or b.failed > 0)
         returning j.queue
     )
