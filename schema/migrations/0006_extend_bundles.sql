@@ -161,7 +161,14 @@ begin
 end
 $$;
 
-alter function pgtasks.reached_bundles(uuid[]) stable;
+create or replace function pgtasks.reached_bundles(p_ids uuid[]) returns uuid[]
+language plpgsql stable
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+begin
+    return pgtasks.reached_bundles(p_ids, '{}');
+end
+$$;
 
 -- Whether no member of a failed group ran, because of what all of it waits for. p_dependency: the job behind the failure.
 -- Callbacks for a failure run for it, and do not if it was passed on to their job: then they have it from there.
