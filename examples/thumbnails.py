@@ -48,7 +48,7 @@ def main() -> None:
         print(f"{thumbnails.completed_count()} of {len(thumbnails)} thumbnails")
 
     (folder / "owl").write_text("a line\n" * 1000)
-    app.reset_bundle(thumbnails.id, unsuccessful=True)  # as pgtasks bundles retry-failed does
+    app.retry_failed(thumbnails.id)  # as pgtasks bundles retry-failed does
     print(page.get(timeout=30))
 
 

@@ -38,6 +38,7 @@ raised in them.
     ├── Retry                       run this job again later
     ├── Reject                      fail this job now, whatever retries are left
     ├── Ignore                      end this job as succeeded, keep no result
+    ├── Replaced                    another graph takes this job's place; raised by self.replace()
     └── Cancelled                   somebody cancelled this job: clean up, and end
 """
 

@@ -263,17 +263,33 @@ class Management:
 
         return await self.arun(operations.list_bundles(**conditions))
 
-    def reset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
-        """Start the finished members of a bundle again, all or only those without success."""
+    def reset_bundle(self, id: str) -> list[str]:
+        """Start all finished members of a bundle again; returns their ids."""
         from pgtasks.db import operations
 
-        return self.run(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
+        return self.run(operations.reset_bundles([parse_id(id)]))
 
-    async def areset_bundle(self, id: str, *, unsuccessful: bool = False) -> list[str]:
-        """Start the finished members of a bundle again; see `reset_bundle`."""
+    async def areset_bundle(self, id: str) -> list[str]:
+        """Start all finished members of a bundle again; see `reset_bundle`."""
         from pgtasks.db import operations
 
-        return await self.arun(operations.reset_bundles([parse_id(id)], unsuccessful=unsuccessful))
+        return await self.arun(operations.reset_bundles([parse_id(id)]))
+
+    def retry_failed(self, bundle_id: str) -> list[str]:
+        """Start a failed graph again from where it broke; returns the ids of the jobs that are ready again.
+
+        What failed in the bundle or before it is ready; what did not run because of that waits again, there and in
+        all that follows. What succeeded is left alone.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.retry_failed([parse_id(bundle_id)]))
+
+    async def aretry_failed(self, bundle_id: str) -> list[str]:
+        """Start a failed graph again from where it broke; see `retry_failed`."""
+        from pgtasks.db import operations
+
+        return await self.arun(operations.retry_failed([parse_id(bundle_id)]))
 
     def cancel_bundle(
         self, id: str, *, terminate: bool = True

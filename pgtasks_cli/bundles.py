@@ -214,7 +214,7 @@ def retry_failed(session: Session, id: str, force: bool) -> None:
             force=force,
         )
     members = app.run(operations.list_unsuccessful_members(bundle.id, 1))
-    done = app.reset_bundle(bundle.id, unsuccessful=True)
+    done = app.retry_failed(bundle.id)
     waiting = 0
     if members:
         waiting = app.run(operations.count_graph(members[0].id)).get(JobState.BLOCKED, 0)

@@ -604,13 +604,13 @@ def reset_job(id: str) -> Steps[None]:
         )
 
 
-def reset_bundles(ids: Sequence[str], *, unsuccessful: bool) -> Steps[list[str]]:
-    """Reset the finished members of bundles; or what failed, and all that did not run because of it."""
-    if unsuccessful:
-        ready: list[str] = yield Statement(
-            name="retry_failed", parameters={"ids": list(ids)}, read=_first_column
-        )
-        return ready
+def retry_failed(ids: Sequence[str]) -> Statement[list[str]]:
+    """Start failed graphs again from where they broke; reads which jobs are ready again."""
+    return Statement(name="retry_failed", parameters={"ids": list(ids)}, read=_first_column)
+
+
+def reset_bundles(ids: Sequence[str]) -> Steps[list[str]]:
+    """Reset the finished members of bundles."""
     members: list[str] = yield Statement(
         name="get_finished_members", parameters={"ids": list(ids)}, read=_first_column
     )

@@ -233,8 +233,10 @@ class Writer(threading.Thread):
 
     def reset_bundle(self) -> None:
         if ids := self.some(self.storm.bundles, 3):
-            unsuccessful = self.chance.random() < 0.5
-            run(self.connection, operations.reset_bundles(ids, unsuccessful=unsuccessful))
+            if self.chance.random() < 0.5:
+                run(self.connection, operations.retry_failed(ids))
+            else:
+                run(self.connection, operations.reset_bundles(ids))
 
     def delete(self) -> None:
         if ids := self.some(self.storm.jobs[MORTAL], 5):

@@ -83,7 +83,7 @@ def test_random_graphs_come_to_what_the_interpreter_says_though_children_are_kil
             break
         for id in failed:
             if house.is_bundle(id):
-                graph_app.app.reset_bundle(id, unsuccessful=True)
+                graph_app.app.retry_failed(id)
             else:
                 graph_app.app.reset(id)
         kill_children_until_all_is_done(house, worker)

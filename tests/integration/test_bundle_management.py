@@ -85,7 +85,7 @@ async def test_reset_bundle_starts_all_members_again_or_only_the_unsuccessful(
     result = half_failed(echo, worker)
     both = [one.id for one in result]
 
-    assert await call(app, "reset_bundle", result.id, unsuccessful=True) == [both[1]]
+    assert await call(app, "retry_failed", result.id) == [both[1]]
     some = result.bundle()
     worker.run_all("half")
     repaired = result.bundle()

@@ -195,7 +195,7 @@ def reset(scene: Scene, connection: Connection) -> Steps:
 
 def retry_failed(scene: Scene, connection: Connection) -> Steps:
     bundles = [scene.ended, scene.inner, scene.outer]
-    yield from by_step(connection, operations.reset_bundles(bundles, unsuccessful=True))
+    yield from by_step(connection, operations.retry_failed(bundles))
 
 
 def delete(scene: Scene, connection: Connection) -> Steps:

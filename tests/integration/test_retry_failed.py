@@ -24,7 +24,7 @@ def test_a_chain_that_was_cancelled_as_a_whole_starts_again_with_its_first_step(
     chains = group(chain(echo.s(1), echo.s())).delay()
     app.cancel_bundle(chains.id)
 
-    ready = app.reset_bundle(chains.id, unsuccessful=True)
+    ready = app.retry_failed(chains.id)
 
     [held] = worker.claim()
     assert ready == [held.id]
@@ -44,7 +44,7 @@ def test_a_step_whose_predecessor_succeeded_after_all_gets_its_result(
     app.reset(first.id)
     worker.succeed(worker.claim(), 7)
 
-    ready = app.reset_bundle(chains.id, unsuccessful=True)
+    ready = app.retry_failed(chains.id)
 
     [held] = worker.claim()
     assert ready == [held.id] == [chains[0].id]

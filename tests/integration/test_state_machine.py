@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from pgtasks import JobState
 from pgtasks.canvas import Node
 from pgtasks.db import operations
-from pgtasks.db.run import run
+from pgtasks.db.run import Operation, run
 from pgtasks.errors import JobStateError
 from pgtasks.graph import compile_graph
 from pgtasks.ids import new_id
@@ -602,18 +602,19 @@ class DatabaseMachine(RuleBasedStateMachine):
     @rule(
         positions=some,
         which=anywhere,
-        how=st.sampled_from(["jobs", "bundle", "unsuccessful", "unsuccessful"]),
+        how=st.sampled_from(["jobs", "bundle", "failed", "failed"]),
     )
     def reset(self, positions: list[int], which: int, how: str) -> None:
         """Reset jobs, or the members of a bundle; or start again what failed in it or before it."""
         ids = pick(sorted(job.id for job in self.model.finished()), positions)
         bundles = pick(list(self.model.bundles), [which]) if self.model.bundles else []
-        if how == "unsuccessful" and bundles:
+        operation: Operation[list[str]]
+        if how == "failed" and bundles:
             expected = self.model.retry_failed(bundles)
-            operation = operations.reset_bundles(bundles, unsuccessful=True)
+            operation = operations.retry_failed(bundles)
         elif how == "bundle" and bundles:
             expected = self.model.reset(self.model.members(bundles))
-            operation = operations.reset_bundles(bundles, unsuccessful=False)
+            operation = operations.reset_bundles(bundles)
         else:
             expected = self.model.reset(ids)
             operation = operations.reset_jobs(ids)
