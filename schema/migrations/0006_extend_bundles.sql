@@ -548,7 +548,7 @@ begin
         v_sure := array(
             select b.id
             from unnest(p_bundle_ids, p_failed) as m (id, failed)
-            join pgtasks.job_bundle b on b.id = m.id
+            join pgtasks.job_bundle b on b.id = any(p_bundle_ids) and b.id = m.id
             where b.kind = 'step' and not m.failed
         );
         perform from pgtasks.job_bundle b
@@ -560,6 +560,8 @@ begin
     loop
         v_round_stopped := '{}';
         loop
+            -- Of an empty list the planner may read a whole index, to find nothing.
+            exit when coalesce(cardinality(v_ids), 0) = 0;
             select max(b.depth) into v_depth from pgtasks.job_bundle b where b.id = any(v_ids);
             exit when v_depth is null;
 
@@ -581,15 +583,16 @@ begin
                 where m.id = any(v_counted)
                 group by m.id
             ) c
-            where b.id = c.id;
+            where b.id = any(v_counted) and b.id = c.id;
 
             v_level_stopped := array(
                 select b.id from pgtasks.job_bundle b where b.id = any(v_counted) and b.stopped_at is not null
             );
             v_round_stopped := v_round_stopped || v_level_stopped;
 
-            -- What is left: the shallower levels, and one for the bundle around each that stopped.
-            select array_agg(r.id), array_agg(r.failed)
+            -- What is left: the shallower levels, and one for the bundle around each that stopped. That one is around is
+            -- asked last: asked of the table it invites a read of all bundles that are in another.
+            select array_agg(r.id) filter (where r.id is not null), array_agg(r.failed) filter (where r.id is not null)
             into v_ids, v_failed
             from (
                 select m.id, m.failed
@@ -598,7 +601,7 @@ begin
                 union all
                 select b.parent_id, b.failed > 0
                 from pgtasks.job_bundle b
-                where b.id = any(v_level_stopped) and b.parent_id is not null
+                where b.id = any(v_level_stopped)
             ) r;
         end loop;
 

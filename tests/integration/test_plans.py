@@ -28,6 +28,7 @@ BOUND = {
     "job_bundle_parent": r"parent_id = ",
     "claim_pkey": r"token = ",
 }
+NEVER = r"$^"
 TABLES = {"job", "job_bundle", "claim"}
 
 FILL = """
@@ -88,7 +89,7 @@ def scans(plan: list[dict[str, Any]]) -> set[Scan]:
             indexes = [one for one in nodes(node) if "Index Name" in one]
             names = [
                 one["Index Name"]
-                if re.search(BOUND[one["Index Name"]], one.get("Index Cond", ""))
+                if re.search(BOUND.get(one["Index Name"], "^never"), one.get("Index Cond", ""))
                 else "-"
                 for one in indexes
             ]
@@ -192,11 +193,19 @@ def test_a_finish_finds_its_jobs_by_id(connection, plans, worker):
 
 
 @pytest.mark.usefixtures("table")
-def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(connection, plans, worker):
-    connection.execute(
+@pytest.mark.parametrize("known", [0, 1, 500])
+@pytest.mark.parametrize("outcome", ["succeed", "fail"])
+def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(
+    connection, plans, worker, known, outcome
+):
+    """Also where statistics are those of few bundles: of them all can be read as fast as one."""
+    insert_bundles = (
         "insert into pgtasks.job_bundle (id, total, remaining)"
-        " select gen_random_uuid(), 1, 1 from generate_series(1, 500)"
+        " select gen_random_uuid(), 1, 1 from generate_series(1, %s)"
     )
+    connection.execute(insert_bundles, [known])
+    connection.execute("analyze pgtasks.job_bundle")
+    connection.execute(insert_bundles, [50])
     batches = []
     for _ in range(EXECUTIONS):
         around = insert_bundle(connection, total=1)
@@ -209,7 +218,7 @@ def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(connect
         )
         batches.append(worker.claim(limit=1, tasks=["echo"]))
 
-    plan = plans.of(lambda: worker.succeed(batches.pop()))
+    plan = plans.of(lambda: getattr(worker, outcome)(batches.pop()))
 
     used = scans(plan)
     assert None not in {scan.by for scan in used}
