@@ -112,9 +112,7 @@ class Desk:
             case msg.Settle():
                 self._settle(command, now)
             case msg.Tell(ended, late):
-                name = "job.late" if late else EVENTS.get(ended.kind, "job.failed")
-                if events.wanted(name):
-                    self._emit(name, ended)
+                self._tell_ended(ended, late=late)
             case _:
                 assert_never(command)
 
@@ -212,11 +210,11 @@ class Desk:
             if isinstance(reply, list):
                 ids = frozenset(row[0] for row in reply)
                 self._tell(msg.Written(batch, ids))
+                silent = {kind for kind, name in EVENTS.items() if not events.wanted(name)}
                 for one in ended:
                     late = one.held.row.id not in ids and not batch.again
-                    name = "job.late" if late else EVENTS.get(one.kind, "job.failed")
-                    if events.wanted(name):
-                        self._emit(name, one)
+                    if late or one.kind not in silent:
+                        self._tell_ended(one, late=late)
             elif isinstance(reply, Failed):
                 _tell_refused("Finish", reply)
                 reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
@@ -273,8 +271,11 @@ class Desk:
         row = {"queue": held.row.queue, "id": held.row.id, "token": held.token}
         self._link.submit([("lock_held", row)], done, now)
 
-    def _emit(self, name: str, ended: msg.Ended) -> None:
+    def _tell_ended(self, ended: msg.Ended, *, late: bool) -> None:
         """Tell what became of a job."""
+        name = "job.late" if late else EVENTS.get(ended.kind, "job.failed")
+        if not events.wanted(name):
+            return
         row = ended.held.row
         error = ended.error or {}
         shown = row.task in self._shown

@@ -254,10 +254,11 @@ class Ledger:
     def _reported(self, event: Reported, now: float) -> None:
         """Take outcomes; 40,000 a second come through here, so what is rare is asked for once."""
         watched = bool(self.limits.active or self.aftermath.deciding or self.cancelled)
+        lane_of, first = self._lane_of, self.lanes[0]
         outcomes: list[Ended] = []
         for held, record in self.crew.reported(event.child, event.records):
             serial, kind, result, error, delay, started, stopped = record
-            lane = self._lane(held)
+            lane = lane_of.get(held.row.task, first)
             lane.in_pipes -= 1
             limit = self.aftermath.deciding.get(serial) if watched else None
             is_cancelled = self._forget(serial) if watched else False
@@ -296,16 +297,14 @@ class Ledger:
     def _written(self, event: Written) -> None:
         self.outbox.written(event)
         batch, ids = event.batch, event.ids
-        for ended in batch.ended:
-            row = ended.held.row
-            if row.id in ids or batch.again:
-                self.finished[row.task] += 1
-                self.ended_by_kind[ended.kind] += 1
-                if ended.kind == "retry":
-                    due = ended.stopped + (ended.delay or 0.0)
-                    self.lanes[0].intake.scheduled(row.queue, due)
-            else:
-                self.late += 1
+        done = [ended for ended in batch.ended if batch.again or ended.held.row.id in ids]
+        self.late += len(batch.ended) - len(done)
+        self.finished.update(ended.held.row.task for ended in done)
+        self.ended_by_kind.update(ended.kind for ended in done)
+        for ended in done:
+            if ended.kind == "retry":
+                due = ended.stopped + (ended.delay or 0.0)
+                self.lanes[0].intake.scheduled(ended.held.row.queue, due)
 
     # Children that are gone
 

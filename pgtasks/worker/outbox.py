@@ -254,12 +254,12 @@ class Outbox:
             jobs: what left.
             told: the claims whose rows went in the same transaction.
         """
-        for held in jobs:
-            left = self.claims.get(held.token, 0) - 1
+        for token, count in Counter(held.token for held in jobs).items():
+            left = self.claims.get(token, 0) - count
             if left > 0:
-                self.claims[held.token] = left
-            elif self.claims.pop(held.token, None) is not None and held.token not in told:
-                self.ended_claims.append(held.token)
+                self.claims[token] = left
+            elif self.claims.pop(token, None) is not None and token not in told:
+                self.ended_claims.append(token)
 
     def _ending(self, jobs: Iterable[Held]) -> list[str]:
         """Return the claims that end once these jobs have left, and those that ended before."""
