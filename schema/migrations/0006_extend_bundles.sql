@@ -532,6 +532,7 @@ as $$
 declare
     v_ids uuid[] := p_bundle_ids;
     v_failed boolean[] := p_failed;
+    v_parent_ids uuid[];
     v_sure uuid[];
     v_depth integer;
     v_counted uuid[];
@@ -539,8 +540,9 @@ declare
     v_round_stopped uuid[];
     v_stopped uuid[] := '{}';
 begin
-    -- Seldom: usually what waits for a group is a member of none.
-    if exists (
+    -- Seldom: usually a group is in no other, and what waits for it is a member of none.
+    v_parent_ids := array_remove(array(select b.parent_id from pgtasks.job_bundle b where b.id = any(p_bundle_ids)), null);
+    if cardinality(v_parent_ids) > 0 or exists (
         select
         from pgtasks.job j
         where j.state = 'blocked' and j.after_bundle_id = any(p_bundle_ids) and j.bundle_id is not null

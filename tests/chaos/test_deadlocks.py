@@ -13,9 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgtasks import App, chain, chord, group
 from pgtasks.db import operations
 from pgtasks.db.embedded import TemporaryServer
 from pgtasks.db.run import run
+from pgtasks.errors import JobStateError
+from pgtasks.graph import compile_graph, compile_members
 from pgtasks.ids import new_id
 from pgtasks.job import NewBundle, NewJob
 from tests.fixtures.bundles import add_waiter, insert_bundle, insert_job
@@ -31,6 +34,15 @@ MOST = 600.0
 LIVE = 60  # so few that the writers meet
 # Jobs of this task may be deleted, the others must be there at the end.
 MORTAL = "mortal"
+# Callbacks that may vanish, and what may have replaced one or been added to it.
+PERHAPS = "perhaps"
+
+app = App("storm")
+
+
+@app.task(name="echo")
+def echo(value: Any = None) -> Any:
+    return value
 
 
 class Storm:
@@ -40,9 +52,10 @@ class Storm:
         self.dsn = dsn
         self.stop = threading.Event()
         self.workers: list[SimulatedWorker] = []
-        self.jobs: dict[str, list[str]] = {"echo": [], MORTAL: []}
+        self.jobs: dict[str, list[str]] = {"echo": [], MORTAL: [], PERHAPS: []}
         self.bundles: list[str] = []
         self.mortal_bundles: list[str] = []
+        self.vanishing: set[str] = set()  # bundles that may go, and what is added to them
         self.done: Counter[str] = Counter()
         self.doing: dict[int, str] = {}  # pid of the session -> act
         self.errors: list[str] = []
@@ -78,6 +91,9 @@ class Writer(threading.Thread):
             *[self.finish] * 4,
             *[self.retry] * 2,
             *[self.enqueue] * 2,
+            *[self.enqueue_graph] * 2,
+            self.replace,
+            self.grow,
             self.release,
             self.crash,
             self.rescue,
@@ -145,9 +161,10 @@ class Writer(threading.Thread):
         ]
         run(self.connection, operations.enqueue_jobs(jobs, [bundle]))
         self.storm.jobs[task] += [job.id for job in jobs]
-        self.storm.bundles.append(bundle.id)
         if task == MORTAL:
             self.storm.mortal_bundles.append(bundle.id)
+            self.storm.vanishing.add(bundle.id)
+        self.storm.bundles.append(bundle.id)
 
     def enqueue_nested(self) -> None:
         """Write a bundle of two, whose second begins when the first succeeded."""
@@ -164,6 +181,61 @@ class Writer(threading.Thread):
         self.storm.jobs["echo"] += ids
         self.storm.bundles += [around, *within]
 
+    def canvas(self) -> Any:
+        """Make a chain, or a chord, with callbacks for failure."""
+        some = self.chance.randint(1, 3)
+        header = group(
+            [
+                chain(echo.s(), echo.s()) if self.chance.random() < 0.5 else echo.s()
+                for _ in range(some)
+            ]
+        )
+        made: Any = chord(header, chain(echo.s(), echo.s()))
+        if self.chance.random() < 0.5:
+            made = chain(echo.s(), header, echo.s(), echo.s())
+        if self.chance.random() < 0.5:
+            made.link_error(chain(echo.s(), echo.s()))
+        made.link(echo.s())
+        return made
+
+    def enqueue_graph(self) -> None:
+        [(live,)] = self.connection.execute("select count(*) from pgtasks.job").fetchall()
+        if live >= LIVE:
+            return
+        graph = compile_graph(self.canvas())
+        run(self.connection, operations.enqueue_jobs(graph.jobs, graph.bundles))
+        self.note(graph)
+
+    def note(self, graph: Any, name: str = "echo") -> None:
+        """Remember a graph's jobs; callbacks for failure, and what follows them, may be gone."""
+        gone: set[str | None] = set()
+        for job in graph.jobs:
+            mortal = name == PERHAPS or job.after_on == "failure" or job.after_bundle_id in gone
+            if mortal and job.bundle_id is not None:
+                gone.add(job.bundle_id)
+            self.storm.jobs[PERHAPS if mortal else name].append(job.id)
+        # Said before others find them: what is added there vanishes with them.
+        self.storm.vanishing |= {one.id for one in graph.bundles if one.id in gone}
+        self.storm.bundles += [one.id for one in graph.bundles]
+
+    def replace(self) -> None:
+        for held in self.take()[:2]:
+            graph = compile_graph(self.canvas(), options={"task_id": held.id})
+            self.worker.finish(held, "replace", result=graph.replacement())
+            self.note(graph, PERHAPS)
+
+    def grow(self) -> None:
+        for bundle in self.some(self.storm.bundles, 1):
+            place = new_id()
+            graph = compile_members(chain(echo.s(), echo.s()), place)
+            try:
+                steps = operations.grow_group(bundle, graph.jobs, graph.bundles, place)
+                with self.connection.transaction():
+                    run(self.connection, steps)
+            except JobStateError:
+                continue  # it has stopped
+            self.note(graph, PERHAPS if bundle in self.storm.vanishing else "echo")
+
     def wait_for_a_bundle(self) -> None:
         for bundle in self.some(self.storm.bundles, 1):
             with self.connection.transaction():
@@ -172,7 +244,8 @@ class Writer(threading.Thread):
                 )
                 if there.fetchone() is not None:
                     on = self.chance.choice(["success", "stop"])
-                    self.storm.jobs["echo"].append(add_waiter(self.connection, bundle, after_on=on))
+                    name = PERHAPS if bundle in self.storm.vanishing else "echo"
+                    self.storm.jobs[name].append(add_waiter(self.connection, bundle, after_on=on))
 
     def claim(self) -> None:
         self.hand += self.worker.claim(
@@ -317,7 +390,7 @@ def test_writers_of_the_same_jobs_do_not_deadlock(
     assert not tables.claims
     assert [job for job in tables.jobs.values() if not job.final] == []
     assert set(storm.jobs["echo"]) <= set(tables.jobs)
-    assert set(tables.jobs) <= {*storm.jobs["echo"], *storm.jobs[MORTAL]}
+    assert set(tables.jobs) <= {id for ids in storm.jobs.values() for id in ids}
     acts = {act.__name__ for act in writers[0].acts}
     assert set(storm.done) == acts, f"never came to mind: {acts - set(storm.done)}"
     print(f"{sum(storm.done.values())} acts: {dict(storm.done)}")  # noqa: T201 (for the long profile)

@@ -32,9 +32,7 @@ def house(server: TemporaryServer, look: Look, rng: random.Random) -> Iterator[G
         graph_app.app.close()
 
 
-def kill_children_until_all_is_done(
-    house: GraphRun, worker: RunningWorker, timeout: float = 100.0
-) -> int:
+def kill_children_until_all_is_done(house: GraphRun, worker: RunningWorker, timeout: float) -> int:
     """Kill a child every now and then, until no job is left; return how many."""
     end = time.monotonic() + timeout
     kills = 0
@@ -69,7 +67,7 @@ def test_random_graphs_come_to_what_the_interpreter_says_though_children_are_kil
     environment = {"GRAPH_HEALED": str(healed), "GRAPH_WORK": "0.004"}
     worker = workers.start("tests.fixtures.graph_app", environment, concurrency=3)
 
-    kills = kill_children_until_all_is_done(house, worker)
+    kills = kill_children_until_all_is_done(house, worker, timeout=100 + len(graphs))
 
     assert kills > 2
     house.assert_at_rest()
@@ -86,7 +84,7 @@ def test_random_graphs_come_to_what_the_interpreter_says_though_children_are_kil
                 graph_app.app.retry_failed(id)
             else:
                 graph_app.app.reset(id)
-        kill_children_until_all_is_done(house, worker)
+        kill_children_until_all_is_done(house, worker, timeout=100 + len(graphs))
 
     house.assert_at_rest()
     for plan, _, root in graphs:
