@@ -279,7 +279,8 @@ class Management:
         """Start a failed graph again from where it broke; returns the ids of the jobs that are ready again.
 
         What failed in the bundle or before it is ready; what did not run because of that waits again, there and in
-        all that follows. What succeeded is left alone.
+        all that follows. What succeeded is left alone. So does what somebody cancelled while it waited, in the bundle,
+        or for it and in no bundle itself.
         """
         from pgtasks.db import operations
 

@@ -213,14 +213,18 @@ def retry_failed(session: Session, id: str, force: bool) -> None:
             f"{output.plural(bundle.total, 'job')} without success), and what did not run because of it?",
             force=force,
         )
-    members = app.run(operations.list_unsuccessful_members(bundle.id, 1))
+    broken = app.run(operations.list_unsuccessful_members(bundle.id, 1)) or [
+        job
+        for job in app.run(operations.list_waiters(bundle.id))
+        if job.state is JobState.CANCELLED
+    ]
     done = app.retry_failed(bundle.id)
     waiting = 0
-    if members:
-        waiting = app.run(operations.count_graph(members[0].id)).get(JobState.BLOCKED, 0)
+    if broken:
+        waiting = app.run(operations.count_graph(broken[0].id)).get(JobState.BLOCKED, 0)
 
     def text() -> None:
-        if not members:
+        if not broken:
             click.echo("nothing failed in this bundle")
             return
         ready = f"retried {output.plural(len(done), 'job')}"

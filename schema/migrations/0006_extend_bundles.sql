@@ -885,8 +885,8 @@ $$;
 -- did not run because of it waits again, there and in all that follows; callbacks for failure that ran are armed
 -- again. What succeeded is left alone. Returns the jobs that are ready again.
 --
--- What was cancelled while it waited, of these bundles, waits again too; and what did not run for something that has
--- been reset and has succeeded since gets what it waited for.
+-- What was cancelled while it waited, of these bundles, waits again too, and so does a job in no bundle that waited for
+-- one of these; and what did not run for something that has been reset and has succeeded since gets what it waited for.
 create function pgtasks.retry_failed(p_bundle_ids uuid[]) returns setof text
 language plpgsql
 security definer
@@ -945,6 +945,16 @@ begin
             and h.state = 'cancelled'
             and h.reason = 'what it waited for failed'
             and (b.stopped_at is null or b.failed = 0)
+        union
+        -- One that is in no bundle has no other name.
+        select h.id
+        from pgtasks.job_history h
+        join pgtasks.job_bundle b on b.id = h.after_bundle_id
+        where h.after_bundle_id = any(p_bundle_ids)
+            and h.bundle_id is null
+            and h.state = 'cancelled'
+            and h.attempt = 0
+            and (b.stopped_at is null or b.failed = 0 or h.after_on <> 'success')
     );
     -- Bundles that are open again then, since a job in them, or before them, is not finished. What followed a callback
     -- for failure is armed again with it, however it ended.
@@ -988,7 +998,11 @@ begin
                 h.after_on = 'failure'
                 or h.after_bundle_id = any(v_anew)
                 or h.state = 'cancelled'
-                and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
+                and (
+                    h.reason = 'what it waited for failed'
+                    or h.attempt = 0 and h.bundle_id = any(v_before)
+                    or h.attempt = 0 and h.bundle_id is null and h.after_bundle_id = any(p_bundle_ids)
+                )
             )
         union
         select h.id from pgtasks.job_history h where h.id = any(v_stranded) and h.state = 'cancelled' and h.attempt = 0

@@ -228,6 +228,20 @@ def test_a_job_that_was_cancelled_while_it_waited_is_retried_with_its_graph(
     assert app.job(result.id).state == "succeeded"
 
 
+def test_the_last_job_of_a_graph_that_was_cancelled_while_it_waited_is_retried_by_what_the_refusal_says(
+    command: Command, app: App, tasks, worker
+):
+    result: Any = chain(tasks[name].s() for name in "ab").apply()
+    command("jobs", "cancel", "-f", result.id)
+
+    said = command("jobs", "retry", result.id, code=1).stderr
+    again = command(*said.partition(" by pgtasks ")[2].split(), "-f")
+
+    assert again.stdout == "retried 0 jobs; 1 job of the graph waiting\n"
+    assert worker.run_all(result=1) == 2
+    assert app.job(result.id).state == "succeeded"
+
+
 def test_what_a_job_was_before_it_was_replaced_is_shown(command: Command, app: App, tasks, worker):
     from pgtasks.graph import compile_graph
 

@@ -61,6 +61,85 @@ def test_a_step_that_was_cancelled_before_it_had_its_input_is_not_reset(
         app.reset(last.id)
 
 
+def named_by_reset(app: App, id: str) -> str:
+    """Return the bundle that the message of a refused reset names."""
+    with pytest.raises(JobStateError) as refused:
+        app.reset(id)
+    return str(refused.value).rpartition(" ")[2]
+
+
+def test_a_last_step_that_was_cancelled_while_it_waited_waits_again(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    last = chain(echo.s(1), echo.s()).delay()
+    app.cancel(last.id)
+
+    ready = app.retry_failed(named_by_reset(app, last.id))
+
+    assert ready == []
+    assert app.job(last.id).state == "blocked"
+    worker.succeed(worker.claim(), 7)
+    assert worker.claim_one().input == "7"
+
+
+def test_a_last_step_that_was_cancelled_gets_what_came_meanwhile(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    last = chain(echo.s(1), echo.s()).delay()
+    app.cancel(last.id)
+    worker.succeed(worker.claim(), 7)
+
+    ready = app.retry_failed(named_by_reset(app, last.id))
+
+    assert ready == [last.id]
+    assert worker.claim_one().input == "7"
+
+
+def test_a_last_step_that_was_cancelled_before_a_step_failed_waits_again_for_that_step(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    last: Any = chain(echo.s(1), echo.s(), echo.s()).delay()
+    app.cancel(last.id)
+    first = worker.claim_one()
+    worker.fail(first)
+
+    ready = app.retry_failed(named_by_reset(app, last.id))
+
+    assert ready == [first.id]
+    assert app.job(last.id).state == "blocked"
+    assert worker.run_all(result=7) == 3
+    assert app.job(last.id).state == "succeeded"
+
+
+def test_a_body_that_was_cancelled_while_it_waited_gets_all_results(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    body = chord([echo.s(1), echo.s(2)], echo.s()).delay()
+    worker.succeed(worker.claim(limit=1), 7)
+    app.cancel(body.id)
+
+    ready = app.retry_failed(named_by_reset(app, body.id))
+
+    assert ready == []
+    worker.succeed(worker.claim(), 8)
+    assert worker.claim_one().input == "[7,8]"
+
+
+def test_a_callback_that_was_cancelled_waits_again_only_if_its_own_bundle_is_named(
+    app: App, echo: Any, worker: SimulatedWorker
+):
+    """Somebody did not want it: what is said of the group that its job is in says nothing of it."""
+    members = group(echo.s(1).set(link=echo.s()), echo.s(2)).delay()
+    [callback] = [job for job in app.graph(members[0].id) if job.state == "blocked"]
+    app.cancel(callback.id)
+    worker.fail(worker.claim())
+
+    ready = app.retry_failed(members.id)
+
+    assert sorted(ready) == sorted(member.id for member in members)
+    assert app.job(callback.id).state == "cancelled"
+
+
 def test_a_callback_for_failure_runs_once_for_a_body_and_what_follows_it(
     app: App, echo: Any, worker: SimulatedWorker
 ):
