@@ -191,7 +191,8 @@ class Layout:
         for place in places:
             if place.members:  # it begins a lane
                 continue
-            on = place.before or self._starter(place)
+            starter = self._starter(place)
+            on = place.before or starter
             if on is None:
                 roots.append(place)
             else:

@@ -625,9 +625,11 @@ begin
 end
 $$;
 
--- Opens many bundles; what is after p_step there is after p_place. Of those that are stopped already nothing will
--- ever be counted: they are empty.
-create function pgtasks.insert_bundles(p_bundles jsonb, p_depth integer, p_step uuid, p_place uuid) returns void
+-- Opens many bundles; what is after p_step there is after p_place, and a group that is after nothing is after what the
+-- replaced job had waited for. Of those that are stopped already nothing will ever be counted: they are empty.
+create function pgtasks.insert_bundles(
+    p_bundles jsonb, p_depth integer, p_step uuid, p_place uuid, p_after_bundle_id uuid, p_after_on text
+) returns void
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
@@ -637,7 +639,11 @@ begin
     )
     select
         b.id, b.kind, b.type, b.origin, b.parent_id, b.root_id,
-        case when b.after_bundle_id = p_step then p_place else b.after_bundle_id end, b.after_on,
+        case
+            when b.after_bundle_id = p_step then p_place
+            when b.kind = 'group' then coalesce(b.after_bundle_id, p_after_bundle_id)
+        end,
+        case when b.kind = 'group' then coalesce(b.after_on, p_after_on) end,
         b.depth + p_depth, b.total, b.total, case when b.total = 0 then now() end
     from jsonb_to_recordset(p_bundles) as b (
         id uuid, kind text, type text, origin text, parent_id uuid, root_id uuid, after_bundle_id uuid, after_on text,
@@ -664,11 +670,21 @@ declare
     v_depth integer := 0;   -- what is added to the depths in the graph
     v_replaced integer;
     v_taken boolean;
+    v_after uuid;   -- what the job had waited for
+    v_after_on text;
+    v_inherited jsonb;   -- options
 begin
     select * into v_job from pgtasks.job j where j.queue = p_queue and j.id = p_id and j.token = p_token for update;
     if not found or v_job.cancel_requested then
         return false;
     end if;
+
+    -- What begins in its place waited for the same: so a callback for failure is armed again, whoever stands in for it.
+    if v_job.after_on <> 'stop' then
+        v_after := v_job.after_bundle_id;
+        v_after_on := v_job.after_on;
+    end if;
+    v_inherited := jsonb_strip_nulls(jsonb_build_object('replaced', v_job.options -> 'replaced'));
 
     -- What is new before the bundle that the job is in is deeper; callbacks that wait for a step are not.
     if v_job.bundle_id is not null then
@@ -687,7 +703,8 @@ begin
             and j.takes in ('result', 'results')
     );
     perform pgtasks.insert_bundles(
-        p_graph -> 'bundles', v_depth, v_step, case v_around.kind when 'step' then v_around.id else v_step end
+        p_graph -> 'bundles', v_depth, v_step, case v_around.kind when 'step' then v_around.id else v_step end,
+        v_after, v_after_on
     );
     if v_step is not null and v_around.kind is distinct from 'step' then
         insert into pgtasks.job_bundle (id, kind, parent_id, root_id, depth, total, remaining)
@@ -714,17 +731,21 @@ begin
         coalesce(n.expires_at, now() + n.expires_in * interval '1 second'),
         n.task, n.args, n.kwargs,
         -- Callbacks for the failure of the last job alone, not of all that is in this place: see first_failure.
-        case
-            when n.after_bundle_id = v_step and n.after_on = 'failure'
-                then coalesce(n.options, '{}') || jsonb_build_object('replaced', v_replaced)
-            else n.options
-        end,
+        nullif(
+            coalesce(n.options, '{}') || case
+                when n.after_bundle_id = v_step and n.after_on = 'failure'
+                    then jsonb_build_object('replaced', v_replaced)
+                when n.after_bundle_id is null then v_inherited
+                else '{}'
+            end,
+            '{}'
+        ),
         n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index,
         case
             when n.after_bundle_id = v_step and v_around.kind = 'step' then v_around.id
-            else n.after_bundle_id
+            else coalesce(n.after_bundle_id, v_after)
         end,
-        n.after_on, n.takes, n.input
+        coalesce(n.after_on, v_after_on), n.takes, n.input
     from jsonb_to_recordset(p_graph -> 'jobs') as n (
         id uuid, queue text, priority integer, start_at timestamptz, delay double precision, expires_at timestamptz,
         expires_in double precision, task text, args text, kwargs text, options jsonb, origin text, parent_id uuid,
@@ -747,9 +768,14 @@ begin
         args = n.args,
         kwargs = n.kwargs,
         -- Its result is kept for who takes that of the job, whatever its task says.
-        options = case when v_taken then coalesce(n.options, '{}') || '{"ignore_result": false}' else n.options end,
-        after_bundle_id = n.after_bundle_id,
-        after_on = n.after_on,
+        options = nullif(
+            coalesce(n.options, '{}')
+            || case when v_taken then '{"ignore_result": false}'::jsonb else '{}' end
+            || case when n.after_bundle_id is null then v_inherited else '{}' end,
+            '{}'
+        ),
+        after_bundle_id = coalesce(n.after_bundle_id, v_after),
+        after_on = coalesce(n.after_on, v_after_on),
         takes = n.takes,
         input = n.input,
         bundle_id = case when v_step is null or v_around.kind = 'step' then j.bundle_id else v_step end,

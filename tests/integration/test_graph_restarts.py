@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,41 @@ def test_a_step_that_did_not_run_before_calls_back_for_its_own_failure(house: Gr
 
     house.check_healed(steps, "a")
     house.check_healed(chorded([steps, call("d")], call("body", errors=[CAUGHT])), "a")
+
+
+X_FAILS = chained(call("x", "fail"), call("y"))
+STAND_INS = {
+    "one job": call("b", "replace", plan=call("x", "fail")),
+    "a chain": call("b", "replace", plan=X_FAILS),
+    "a chord": call("b", "replace", plan=chorded([call("h"), call("x", "fail")], call("y"))),
+    "a group": call("b", "replace", plan=grouped(call("h"), X_FAILS)),
+    "one after the other": call("b", "replace", plan=call("c", "replace", plan=X_FAILS)),
+    "of a second step": chained(CAUGHT, call("b", "replace", plan=X_FAILS), call("z")),
+    "with a callback": call("b", "replace", plan={**X_FAILS, "link_error": [CAUGHT]}, errors=[CAUGHT]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("callback", STAND_INS)
+def test_what_a_callback_for_failure_put_in_its_place_is_called_again(
+    house: GraphRun, callback: str
+):
+    plan = chained(call("a", "fail", errors=[STAND_INS[callback]]), call("end"))
+    house.check(plan)
+
+    house.start_again(house.failed() or "")
+
+    house.assert_at_rest()
+    assert compare(interpret(plan), house.found()) == []
+    assert Counter(label for label, _ in graph_app.RAN)["x"] == 2
+
+
+@pytest.mark.parametrize("callback", STAND_INS)
+def test_nothing_is_left_of_what_a_callback_for_failure_put_in_its_place(
+    house: GraphRun, callback: str
+):
+    plan = chained(call("a", "fail", errors=[STAND_INS[callback]]), call("end"))
+
+    house.check_healed(plan, "a")
 
 
 def test_nothing_is_left_of_callbacks_for_failures_that_came_to_no_more(house: GraphRun):
