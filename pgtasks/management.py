@@ -279,8 +279,12 @@ class Management:
         """Start a failed graph again from where it broke; returns the ids of the jobs that are ready again.
 
         What failed in the bundle or before it is ready; what did not run because of that waits again, there and in
-        all that follows. What succeeded is left alone. So does what somebody cancelled while it waited, in the bundle,
-        or for it and in no bundle itself.
+        all that follows, and so does what somebody cancelled while it waited, in the bundle, or for it and in no bundle
+        itself. What succeeded is left alone.
+
+        Callbacks for failure wait again with what they are for, and all that follows them, however it ended: where one
+        put something in its place, that is called. (Of these callbacks themselves a ``link_error`` that was not needed
+        is gone: if one succeeded and now fails, nothing is called for it.)
         """
         from pgtasks.db import operations
 

@@ -191,8 +191,7 @@ class Layout:
         for place in places:
             if place.members:  # it begins a lane
                 continue
-            starter = self._starter(place)
-            on = place.before or starter
+            on = place.before or self._starter(place)
             if on is None:
                 roots.append(place)
             else:

@@ -1,5 +1,7 @@
 """Graphs that start again from where they broke: nothing runs before, or without, what it waited for."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -138,6 +140,51 @@ def test_a_callback_that_was_cancelled_waits_again_only_if_its_own_bundle_is_nam
 
     assert sorted(ready) == sorted(member.id for member in members)
     assert app.job(callback.id).state == "cancelled"
+
+
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "chain": lambda step: chain(step("a"), step("b"), step("c")),
+    "member of a group": lambda step: group(chain(step("a"), step("b"), step("c")), step("d")),
+    "group at the end": lambda step: chain(step("a"), step("b"), group(step("c"), step("d"))),
+    "body": lambda step: chord([step("a"), step("d")], chain(step("b"), step("c"))),
+    "body of a chain": lambda step: chain(step("b"), group(step("a"), step("d")), step("c")),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_did_not_run_calls_back_once_when_it_runs_and_fails_itself(
+    app: App, worker: SimulatedWorker, shape: str
+):
+    """Its callback had not been needed: another's was called."""
+
+    def call_back(*args: Any) -> None: ...
+
+    app.task(name="sorry")(call_back)
+    steps = {name: app.task(name=name)(call_back) for name in "abcd"}
+    canvas = SHAPES[shape](lambda name: steps[name].si())
+    canvas.link_error(app.find_task("sorry").s())
+    result = canvas.delay()
+
+    called = called_back(worker, failing="b")
+    [broken] = app.jobs("failed")
+    [last] = [job for job in app.graph(broken.id) if job.task == "c"]
+    assert called == [broken.id]
+    assert last.bundle_id is not None
+    app.retry_failed(last.bundle_id)
+
+    assert called_back(worker, failing="c") == [last.id]
+    assert result.failed()
+
+
+def called_back(worker: SimulatedWorker, failing: str) -> list[str]:
+    """Run everything, with one task that fails; return for what the callbacks were called."""
+    called = []
+    while held := worker.claim(limit=1):
+        [one] = held
+        if one.task == "sorry":
+            called.append(json.loads(one.input or ""))
+        worker.finish(held, "failed" if one.task == failing else "succeeded", result="1")
+    return called
 
 
 def test_a_callback_for_failure_runs_once_for_a_body_and_what_follows_it(
