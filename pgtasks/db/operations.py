@@ -120,6 +120,7 @@ def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> S
             job.delay is not None or job.expires_in is not None or job.start_at for job in jobs
         )
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
+        yield from _place_unknown(jobs)
         if any(job.waits() for job in jobs):
             yield Copy(name="copy_graph", data=copy_lines(jobs, now, waiting=True))
         else:
@@ -127,6 +128,22 @@ def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> S
     elif jobs:
         columns = {name: [getattr(job, name) for job in jobs] for name in NEW_JOB_FIELDS}
         yield Statement(name="enqueue_jobs", parameters=columns, read=no_rows)
+
+
+def _place_unknown(jobs: Sequence[NewJob]) -> Steps[None]:
+    """Give jobs of tasks that are only known by name the queue and the priority that workers published."""
+    names = {job.task for job in jobs if job.queue is None or job.priority is None}
+    if not names:
+        return
+    rows: Rows = yield Statement(
+        name="published_tasks", parameters={"names": sorted(names)}, read=list
+    )
+    published = {name: (queue, priority) for name, queue, priority in rows}
+    for job in jobs:
+        if job.task in names:
+            queue, priority = published.get(job.task, ("default", 0))
+            job.queue = queue if job.queue is None else job.queue
+            job.priority = priority if job.priority is None else job.priority
 
 
 def grow_group(

@@ -23,13 +23,15 @@ insert into pgtasks.job (id, queue, priority, task, args, kwargs)
 values (%(id)s::uuid, %(queue)s, %(priority)s::integer, %(task)s, %(args)s, %(kwargs)s)
 
 -- name: enqueue_jobs
--- Inserts a batch that travels as arrays, one entry a job.
+-- Inserts a batch that travels as arrays, one entry a job; what is null is found as in enqueue_job.
 insert into pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
     parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
 )
 select
-    n.id, n.queue, n.priority,
+    n.id,
+    coalesce(n.queue, (select t.queue from pgtasks.task t where t.name = n.task), 'default'),
+    coalesce(n.priority, (select t.priority from pgtasks.task t where t.name = n.task), 0),
     case
         when n.after_bundle_id is not null then 'blocked'
         when n.start_at > now() or n.delay > 0 then 'scheduled'
@@ -48,6 +50,10 @@ from unnest(
     id, queue, priority, start_at, delay, expires_at, expires_in, task, args, kwargs, options, origin,
     parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
 )
+
+-- name: published_tasks
+-- Queue and priority that workers published for these tasks.
+select name, queue, priority from pgtasks.task where name = any(%(names)s::text[])
 
 -- name: copy_jobs
 -- Takes a large batch: columns in the order of operations.COPY_COLUMNS, the state already decided.

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgtasks import App, ConfigurationError, DuplicateJobError, GroupResult, JobState, group
+from pgtasks import App, ConfigurationError, DuplicateJobError, GroupResult, JobState, chain, group
 from pgtasks.db import operations
 from pgtasks.db.operations import COPY_FROM
 from pgtasks.db.run import run
 from pgtasks.db.statements import sql_of
 from pgtasks.ids import new_id, new_ids
 from pgtasks.job import NewJob
+from tests.fixtures.simulated_worker import SimulatedWorker
 
 SIZES = [2, COPY_FROM, COPY_FROM + 1]
 
@@ -45,6 +46,38 @@ def written(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
     return connection.execute(
         f"select {COLUMNS}, created_at from pgtasks.job order by id"
     ).fetchall()
+
+
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("waiting", [False, True], ids=["group", "chain"])
+def test_tasks_known_by_name_only_go_where_workers_say(
+    app: App,
+    worker: SimulatedWorker,
+    connection: psycopg.Connection[Any],
+    count: int,
+    waiting: bool,
+):
+    """A canvas of such tasks was refused: no queue was written for them."""
+    worker.execute("publish_tasks", name=["known"], queue=["mail"], priority=[7])
+    tasks = [app.signature(name) for name in ["known", "unknown"] * count][:count]
+
+    (chain(*tasks) if waiting else group(tasks)).delay()
+
+    places = connection.execute(
+        "select task, queue, priority, count(*)::integer from pgtasks.job group by 1, 2, 3 order by 1"
+    ).fetchall()
+    assert places == [
+        ("known", "mail", 7, count - count // 2),
+        ("unknown", "default", 0, count // 2),
+    ]
+
+
+def test_a_named_task_keeps_what_its_call_says(app: App, connection: psycopg.Connection[Any]):
+    group(app.signature("unknown", queue="mail") for _ in range(COPY_FROM)).delay()
+    group(app.signature("unknown", priority=3) for _ in range(COPY_FROM)).delay()
+
+    places = connection.execute("select distinct queue, priority from pgtasks.job order by 1")
+    assert places.fetchall() == [("default", 3), ("mail", 0)]
 
 
 @pytest.mark.parametrize("count", SIZES)
