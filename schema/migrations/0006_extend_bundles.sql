@@ -1251,8 +1251,9 @@ end
 $$;
 
 -- Creates the partitions of the history for today and the days to come, and drops those whose last row
--- is older than p_keep. Members of open bundles move to the default partition before a drop, so that a
--- bundle never loses results. One process at a time; gives up at once where it would have to wait.
+-- is older than p_keep. Members are as old as their bundle: they move to the default partition before a drop if it is
+-- open or stopped since, so that it never loses results. One process at a time; gives up at once where it would have
+-- to wait.
 --
 -- Returns what it created and dropped, or null if another process is at it.
 create or replace function pgtasks.maintain_history(p_keep interval, p_ahead integer default 3) returns text[]
@@ -1262,6 +1263,7 @@ set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 declare
     v_today date := (now() at time zone 'UTC')::date;
+    v_since timestamptz := now() - p_keep;
     v_day date;
     v_from timestamptz;
     v_to timestamptz;
@@ -1298,22 +1300,38 @@ begin
         join pg_class c on c.oid = i.inhrelid
         where i.inhparent = 'pgtasks.job_history'::regclass and c.relname ~ '^job_history_[0-9]{8}$'
     loop
-        continue when (v_day + 1)::timestamp at time zone 'UTC' > now() - p_keep;
+        v_to := (v_day + 1)::timestamp at time zone 'UTC';
+        continue when v_to > v_since;
         execute format('alter table pgtasks.job_history detach partition pgtasks.%I', v_name);
+        -- Of those that stopped only what began before: few, found by their index.
         execute format(
             'insert into pgtasks.job_history_default '
-            'select h.* from pgtasks.%I h join pgtasks.open_bundle b on b.id = h.bundle_id',
-            v_name
+            'select h.* from pgtasks.%I h join ('
+            '    select o.id from pgtasks.open_bundle o '
+            '    union '
+            '    select b.id from pgtasks.job_bundle b left join pgtasks.job_bundle g on g.id = b.parent_id '
+            '    where b.created_at < %L and (b.stopped_at >= %L or g.stopped_at >= %L)'
+            ') k on k.id = h.bundle_id',
+            v_name, v_to, v_since, v_since
         );
         execute format('drop table pgtasks.%I', v_name);
         v_done := v_done || ('dropped ' || v_name);
     end loop;
 
     delete from pgtasks.job_history_default h
-    where h.stopped_at < now() - p_keep
-        and not exists (select from pgtasks.open_bundle b where b.id = h.bundle_id);
+    where h.stopped_at < v_since
+        and not exists (
+            select
+            from pgtasks.job_bundle b
+            left join pgtasks.job_bundle g on g.id = b.parent_id
+            where b.id = h.bundle_id
+                and (coalesce(b.stopped_at, v_since) >= v_since or g.id is not null and coalesce(g.stopped_at, v_since) >= v_since)
+        );
     delete from pgtasks.job_bundle b
-    where b.stopped_at < now() - p_keep and not exists (select from pgtasks.open_bundle o where o.id = b.id);
+    where b.stopped_at < v_since
+        and not exists (
+            select from pgtasks.job_bundle g where g.id = b.parent_id and coalesce(g.stopped_at, v_since) >= v_since
+        );
     return v_done;
 end
 $$;

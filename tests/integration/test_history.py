@@ -12,7 +12,7 @@ from pgtasks import App, DatabaseError
 from pgtasks.db import migrations
 from pgtasks.ids import new_id
 from tests.fixtures.bundles import insert_bundle
-from tests.fixtures.simulated_worker import execute
+from tests.fixtures.simulated_worker import count_rows, execute
 
 WEEK = 7 * 86400.0
 
@@ -162,7 +162,7 @@ def test_members_of_an_open_bundle_survive_the_drop_of_their_day(history):
     assert [where_is(history, id) for id in others] == [None] * 3
 
 
-def test_expired_rows_of_the_default_partition_go_and_those_of_open_bundles_stay(history):
+def test_expired_rows_of_the_default_partition_go_and_those_of_younger_bundles_stay(history):
     long_ago = datetime.now(UTC) - timedelta(days=8)
     bundle = insert_bundle(history, total=2)
     member = insert_finished(history, long_ago, bundle)
@@ -171,11 +171,35 @@ def test_expired_rows_of_the_default_partition_go_and_those_of_open_bundles_stay
 
     maintain(history)
     before = [where_is(history, id) for id in (member, other, recent)]
-    history.execute("update pgtasks.job_bundle set stopped_at = now()")
+    history.execute("update pgtasks.job_bundle set stopped_at = now() - interval '6 days'")
+    maintain(history)
+    stopped = where_is(history, member)
+    history.execute("update pgtasks.job_bundle set stopped_at = now() - interval '8 days'")
     maintain(history)
 
     assert before == ["job_history_default", None, "job_history_default"]
+    assert stopped == "job_history_default"
     assert where_is(history, member) is None
+
+
+def test_members_of_a_bundle_that_stopped_since_survive_the_drop_of_their_day(history):
+    day = today(history)
+    long_ago = midnight(day - timedelta(days=9))
+    expired = add_partition(history, day - timedelta(days=9))
+    bundle = insert_bundle(history, total=2)
+    step = insert_bundle(history, total=1, parent=bundle)
+    members = [insert_finished(history, long_ago, one) for one in (bundle, step)]
+    history.execute(
+        "update pgtasks.job_bundle set created_at = %(then)s,"
+        " stopped_at = case id when %(step)s then %(then)s else now() end",
+        {"then": long_ago, "step": step},
+    )
+
+    assert maintain(history) == [f"dropped {expired}"]
+    assert maintain(history) == []
+
+    assert [where_is(history, id) for id in members] == ["job_history_default"] * 2
+    assert count_rows(history, "job_bundle") == 2
 
 
 def test_stopped_bundles_go_by_the_same_retention(history):
