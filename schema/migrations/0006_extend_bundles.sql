@@ -338,37 +338,54 @@ begin
 end
 $$;
 
--- The results of a bundle's members, with those in steps of it, in their order: as a JSON array, unless that is too
--- large, and its size in bytes.
-create function pgtasks.results_of(p_bundle_id uuid, out list text, out size bigint)
+-- The results of a bundle's members, with those in steps of it, in their order: as a JSON array; or why there is none.
+create function pgtasks.results_of(p_bundle_id uuid, out list text, out refusal text)
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
 as $$
 declare
-    v_since timestamptz := (select b.created_at from pgtasks.job_bundle b where b.id = p_bundle_id);
+    v_bundle pgtasks.job_bundle;
+    v_size bigint;
+    v_found bigint;
     v_ids uuid[] := array(
         select p_bundle_id
         union all
         select s.id from pgtasks.job_bundle s where s.parent_id = p_bundle_id and s.kind = 'step'
     );
 begin
-    select coalesce(sum(octet_length(coalesce(h.result, 'null')) + 1), 0)
-    into size
+    select * into v_bundle from pgtasks.job_bundle b where b.id = p_bundle_id;
+    select coalesce(sum(octet_length(coalesce(h.result, 'null')) + 1), 0), count(*)
+    into v_size, v_found
     from unnest(v_ids) as m (id)
     join pgtasks.job_history h on h.bundle_id = m.id
-    where h.stopped_at >= v_since;
+    where h.stopped_at >= v_bundle.created_at;
 
-    if size <= 67108864 then
+    if v_found < v_bundle.total then
+        refusal := format(
+            '%s of %s results of bundle %s are deleted: enqueue its members again', v_bundle.total - v_found,
+            v_bundle.total, p_bundle_id
+        );
+    elsif v_size > 67108864 then
+        refusal := format(
+            'the results of bundle %s take %s bytes, at most 67108864 can be handed on: store them elsewhere and '
+            'return where they are', p_bundle_id, v_size
+        );
+    else
         select '[' || coalesce(string_agg(coalesce(h.result, 'null'), ',' order by h.bundle_index, h.id), '') || ']'
         into list
         from unnest(v_ids) as m (id)
         join pgtasks.job_history h on h.bundle_id = m.id
-        where h.stopped_at >= v_since;
+        where h.stopped_at >= v_bundle.created_at;
     end if;
 end
 $$;
+
+-- Whether a job ended since it could not get what it takes: see release_waiters.
+create function pgtasks.lacks_input(p_job pgtasks.job_history) returns boolean
+language sql immutable
+return p_job.state = 'failed' and p_job.attempt = 0 and p_job.takes is not null and p_job.input is null;
 
 -- Unblocks the jobs that waited for these stopped bundles and hands them what they take; those that are
 -- no longer needed leave: what waited for success is cancelled, what waited for failure vanishes, or is cancelled too
@@ -384,7 +401,6 @@ declare
     v_bundle_id uuid;
     v_failure record;
     v_results record;
-    v_message text;
     v_gone pgtasks.job[];
     v_more uuid[];
 begin
@@ -445,7 +461,7 @@ begin
         order by b.id
     loop
         select * into v_results from pgtasks.results_of(v_bundle_id);
-        if v_results.size <= 67108864 then
+        if v_results.refusal is null then
             update pgtasks.job j
             set input = v_results.list
             where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'results';
@@ -458,15 +474,11 @@ begin
             returning j as job
         )
         select array_agg(g.job) into v_gone from gone g;
-        v_message := format(
-            'the results of bundle %s take %s bytes, at most 67108864 can be handed on: store them elsewhere and '
-            'return where they are', v_bundle_id, v_results.size
-        );
         perform pgtasks.archive(
             v_gone, 'failed', null,
             jsonb_build_object(
-                'type', 'pgtasks.errors.JobFailedError', 'message', v_message, 'traceback', '',
-                'args', jsonb_build_array(v_message)
+                'type', 'pgtasks.errors.JobFailedError', 'message', v_results.refusal, 'traceback', '',
+                'args', jsonb_build_array(v_results.refusal)
             )
         );
         bundle_ids := bundle_ids || array(select j.bundle_id from unnest(v_gone) j where j.bundle_id is not null);
@@ -911,8 +923,9 @@ $$;
 -- did not run because of it waits again, there and in all that follows; callbacks for failure that ran are armed
 -- again. What succeeded is left alone. Returns the jobs that are ready again.
 --
--- What was cancelled while it waited, of these bundles, waits again too, and so does a job in no bundle that waited for
--- one of these; and what did not run for something that has been reset and has succeeded since gets what it waited for.
+-- What was cancelled while it waited, of these bundles, waits again too, and so do a job in no bundle that waited for one
+-- of these, and what could not get the results that it takes; and what did not run for something that has been reset and
+-- has succeeded since gets what it waited for.
 create function pgtasks.retry_failed(p_bundle_ids uuid[]) returns setof text
 language plpgsql
 security definer
@@ -953,6 +966,7 @@ begin
         where h.bundle_id = any(v_before)
             and h.state <> 'succeeded'
             and not (h.state = 'cancelled' and h.attempt = 0 and h.after_bundle_id is not null)
+            and not pgtasks.lacks_input(h)
     );
     -- Jobs that did not run, though what they waited for may still come, or came meanwhile.
     v_stranded := array(
@@ -960,16 +974,14 @@ begin
         from pgtasks.job_history h
         join pgtasks.job_bundle b on b.id = h.after_bundle_id
         where h.bundle_id = any(v_before)
-            and h.state = 'cancelled'
-            and h.attempt = 0
+            and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.lacks_input(h))
             and (b.stopped_at is null or b.failed = 0 or h.after_on <> 'success')
         union
         select h.id
         from pgtasks.job_history h
         join pgtasks.job_bundle b on b.id = h.after_bundle_id
         where h.after_bundle_id = any(v_before)
-            and h.state = 'cancelled'
-            and h.reason = 'what it waited for failed'
+            and (h.state = 'cancelled' and h.reason = 'what it waited for failed' or pgtasks.lacks_input(h))
             and (b.stopped_at is null or b.failed = 0)
         union
         -- One that is in no bundle has no other name.
@@ -999,6 +1011,7 @@ begin
                 and (
                     r.anew
                     or h.after_on = 'failure'
+                    or pgtasks.lacks_input(h)
                     or h.state = 'cancelled'
                     and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
                 )
@@ -1023,6 +1036,7 @@ begin
             and (
                 h.after_on = 'failure'
                 or h.after_bundle_id = any(v_anew)
+                or pgtasks.lacks_input(h)
                 or h.state = 'cancelled'
                 and (
                     h.reason = 'what it waited for failed'
@@ -1031,7 +1045,9 @@ begin
                 )
             )
         union
-        select h.id from pgtasks.job_history h where h.id = any(v_stranded) and h.state = 'cancelled' and h.attempt = 0
+        select h.id
+        from pgtasks.job_history h
+        where h.id = any(v_stranded) and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.lacks_input(h))
     );
     perform from pgtasks.job_history h where h.id = any(v_failed || v_waited) order by h.id for update;
     with gone as (
@@ -1089,8 +1105,8 @@ end
 $$;
 
 -- Makes finished jobs ready again from their first attempt; what happened before stays in `attempts`. Their
--- bundles are for the caller to count up. One that never ran, because what it waited for failed, or because it was
--- cancelled before it had what it takes, has nothing to run with: see retry_failed.
+-- bundles are for the caller to count up. One that never ran, because what it waited for failed, or because it ended
+-- before it had what it takes, has nothing to run with: see retry_failed.
 create or replace function pgtasks.reset_finished(p_ids uuid[], p_since timestamptz)
 returns table (id text, bundle_id text, failed boolean)
 language plpgsql
@@ -1107,6 +1123,7 @@ begin
             and h.stopped_at >= p_since
             and h.reason is distinct from 'what it waited for failed'
             and not (h.state = 'cancelled' and h.attempt = 0 and h.takes is not null and h.input is null)
+            and not pgtasks.lacks_input(h)
         order by h.id
         for update
     ), gone as (

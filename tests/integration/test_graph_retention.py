@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgtasks import App, chain, chord, group
+from pgtasks import App, NotFoundError, chain, chord, group
 from pgtasks.db import migrations
 from tests.fixtures.graph_steps import echo, only, sorry
 from tests.fixtures.simulated_worker import SimulatedWorker, count_rows
@@ -68,7 +68,7 @@ def test_the_results_of_a_header_outlive_their_retention(
     def quiet(*args: Any) -> None: ...
 
     header = group(chain(echo.s(1), echo.s()), fleeting.s(), quiet.s(), echo.s(2))
-    body: Any = chord(header, echo.s().on_error(echo.s())).delay()
+    chord(header, echo.s().on_error(echo.s())).delay()
     held = worker.claim()
     for number, one in enumerate(held[:3]):
         worker.succeed(one, number)
@@ -112,7 +112,7 @@ def test_members_are_kept_as_long_as_the_group_that_they_are_in(
     app: App, echo: Any, worker: SimulatedWorker, history: Connection
 ):
     """They went with their own age, at once when a group ended that had run for longer."""
-    result = group(chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)).delay()
+    group(chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)).delay()
     first, second, third = worker.claim()
     worker.succeed(first, 1)
     worker.succeed(second, 2)
@@ -122,4 +122,62 @@ def test_members_are_kept_as_long_as_the_group_that_they_are_in(
     worker.succeed(third, 3)
     worker.execute("maintain_history", keep=7 * DAY)
 
-    assert count_rows(history, "job_history") == 3
+    kept = history.execute(
+        "select bundle_index, result from pgtasks.job_history order by bundle_index"
+    )
+    assert kept.fetchall() == [(0, "7"), (1, "2"), (2, "3")]
+    pass_days(history, 8)
+    worker.execute("maintain_history", keep=7 * DAY)
+    assert count_rows(history, "job_history") == count_rows(history, "job_bundle") == 0
+
+
+def test_a_graph_that_ran_for_longer_than_the_retention_starts_again_with_every_result(
+    app: App, echo: Any, worker: SimulatedWorker, history: Connection
+):
+    body: Any = chord([chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)], echo.s()).delay()
+    first, second, third = worker.claim()
+    worker.succeed(first, 1)
+    worker.succeed(second, 2)
+    worker.succeed(only(worker), 7)
+    pass_days(history, 8)
+    worker.fail(third)
+    worker.execute("maintain_history", keep=7 * DAY)
+
+    app.retry_failed(body.parent.id)
+
+    worker.succeed(only(worker), 3)
+    assert only(worker).input == "[7,2,3]"
+
+
+def test_a_chain_outlives_its_steps(
+    app: App, echo: Any, sorry: Any, worker: SimulatedWorker, history: Connection
+):
+    steps = chain(echo.s(1), echo.s(), echo.s()).on_error(sorry.s())
+    last: Any = steps.apply_async(link=echo.s())
+    for number in range(3):
+        worker.succeed(only(worker), number)
+        outlive(worker)
+
+    held = only(worker)
+
+    assert held.input == "2"
+    assert (count_rows(history, "job"), count_rows(history, "job_history")) == (1, 0)
+    with pytest.raises(NotFoundError, match="its history is gone"):
+        last.get(timeout=5)
+
+
+def test_whoever_deletes_finished_jobs_leaves_what_a_header_still_needs(
+    app: App, echo: Any, worker: SimulatedWorker, history: Connection
+):
+    chord([chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)], echo.s()).delay()
+    first, second, third = worker.claim()
+    worker.succeed(first, 1)
+    worker.succeed(second, 2)
+    worker.succeed(only(worker), 7)
+
+    # Only the first step, which is not a member and whose result is taken.
+    assert app.delete_finished_jobs() == 1
+    assert app.delete_finished_bundles() == 0
+
+    worker.succeed(third, 3)
+    assert only(worker).input == "[7,2,3]"
