@@ -1269,8 +1269,8 @@ $$;
 
 -- Creates the partitions of the history for today and the days to come, and drops those whose last row
 -- is older than p_keep. Members are as old as their bundle: they move to the default partition before a drop if it is
--- open or stopped since, so that it never loses results. One process at a time; gives up at once where it would have
--- to wait.
+-- open or stopped since, so that it never loses results; and so does what broke before them, for retry_failed. One
+-- process at a time; gives up at once where it would have to wait.
 --
 -- Returns what it created and dropped, or null if another process is at it.
 create or replace function pgtasks.maintain_history(p_keep interval, p_ahead integer default 3) returns text[]
@@ -1281,6 +1281,7 @@ as $$
 declare
     v_today date := (now() at time zone 'UTC')::date;
     v_since timestamptz := now() - p_keep;
+    v_broken uuid[];
     v_day date;
     v_from timestamptz;
     v_to timestamptz;
@@ -1311,6 +1312,26 @@ begin
         v_done := v_done || ('created ' || v_name);
     end loop;
 
+    -- Failed bundles that are kept, and those before them for which something in them did not run: few.
+    v_broken := array(
+        with recursive broken as (
+            select b.id
+            from pgtasks.job_bundle b
+            left join pgtasks.job_bundle g on g.id = b.parent_id
+            where b.created_at < v_since
+                and b.failed > 0
+                and (
+                    coalesce(b.stopped_at, v_since) >= v_since
+                    or g.id is not null and coalesce(g.stopped_at, v_since) >= v_since
+                )
+            union
+            select h.after_bundle_id
+            from broken r
+            join pgtasks.job_history h on h.bundle_id = r.id
+            where h.state = 'cancelled' and h.attempt = 0 and h.after_on = 'success' and h.after_bundle_id is not null
+        )
+        select r.id from broken r
+    );
     for v_name, v_day in
         select c.relname, to_date(right(c.relname, 8), 'YYYYMMDD')
         from pg_inherits i
@@ -1327,9 +1348,11 @@ begin
             '    select o.id from pgtasks.open_bundle o '
             '    union '
             '    select b.id from pgtasks.job_bundle b left join pgtasks.job_bundle g on g.id = b.parent_id '
-            '    where b.created_at < %L and (b.stopped_at >= %L or g.stopped_at >= %L)'
+            '    where b.created_at < %L and (b.stopped_at >= %L or g.stopped_at >= %L) '
+            '    union '
+            '    select unnest(%L::uuid[])'
             ') k on k.id = h.bundle_id',
-            v_name, v_to, v_since, v_since
+            v_name, v_to, v_since, v_since, v_broken
         );
         execute format('drop table pgtasks.%I', v_name);
         v_done := v_done || ('dropped ' || v_name);
@@ -1337,6 +1360,7 @@ begin
 
     delete from pgtasks.job_history_default h
     where h.stopped_at < v_since
+        and (h.bundle_id = any(v_broken)) is not true
         and not exists (
             select
             from pgtasks.job_bundle b
@@ -1346,6 +1370,7 @@ begin
         );
     delete from pgtasks.job_bundle b
     where b.stopped_at < v_since
+        and not b.id = any(v_broken)
         and not exists (
             select from pgtasks.job_bundle g where g.id = b.parent_id and coalesce(g.stopped_at, v_since) >= v_since
         );

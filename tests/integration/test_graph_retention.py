@@ -149,6 +149,47 @@ def test_a_graph_that_ran_for_longer_than_the_retention_starts_again_with_every_
     assert only(worker).input == "[7,2,3]"
 
 
+@pytest.mark.parametrize("dropped", [False, True], ids=["default", "partition"])
+def test_what_broke_long_ago_in_a_graph_that_still_runs_is_started_again(
+    app: App, echo: Any, worker: SimulatedWorker, history: Connection, dropped: bool
+):
+    """The step that had failed is no member: it was gone, and with it the way back."""
+    broken = chain(echo.s(1), echo.s(), echo.s())
+    body: Any = chord([broken, echo.s(2)], echo.s()).delay()
+    first, second = worker.claim()
+    worker.fail(first)
+    if dropped:
+        outlive(worker)
+    pass_days(history, 8)
+    worker.execute("maintain_history", keep=7 * DAY)
+    worker.succeed(second, 2)
+    worker.execute("maintain_history", keep=7 * DAY)
+
+    assert app.retry_failed(body.parent.id) == [first.id]
+
+    for number in (7, 8, 9):
+        worker.succeed(only(worker), number)
+    assert only(worker).input == "[9,2]"
+
+
+def test_what_broke_goes_with_the_graph(
+    app: App, echo: Any, worker: SimulatedWorker, history: Connection
+):
+    group(chain(echo.s(1), echo.s(), echo.s()), echo.s(2)).delay()
+    first, second = worker.claim()
+    worker.fail(first)
+    pass_days(history, 8)
+    worker.succeed(second, 2)
+    worker.execute("maintain_history", keep=7 * DAY)
+    before = count_rows(history, "job_history")
+
+    pass_days(history, 8)
+    worker.execute("maintain_history", keep=7 * DAY)
+
+    assert before == 4
+    assert count_rows(history, "job_history") == count_rows(history, "job_bundle") == 0
+
+
 def test_a_chain_outlives_its_steps(
     app: App, echo: Any, sorry: Any, worker: SimulatedWorker, history: Connection
 ):
