@@ -288,7 +288,8 @@ def test_a_cancelled_member_of_a_group_leaves_the_others(
 def test_a_bundle_is_cancelled_with_all_that_is_in_it_and_all_that_follows(
     app: App, echo: Any, sorry: Any, worker: SimulatedWorker, connection: Connection
 ):
-    header = group(chain(echo.s(1), echo.s(), echo.s()), echo.s(2), echo.s(3))
+    last = echo.s().set(link=[echo.s()])  # a step of its own, in the group
+    header = group(chain(echo.s(1), echo.s(), last), echo.s(2), echo.s(3))
     body: Any = chord(header, chain(echo.s(), echo.s()).on_error(sorry.s())).delay()
     header_id = body.parent.parent.id
     running = worker.claim(limit=1)

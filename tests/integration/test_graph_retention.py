@@ -67,7 +67,9 @@ def test_the_results_of_a_header_outlive_their_retention(
     @app.task(name="quiet", ignore_result=True)
     def quiet(*args: Any) -> None: ...
 
-    header = group(chain(echo.s(1), echo.s()), fleeting.s(), quiet.s(), echo.s(2))
+    header = group(
+        chain(echo.s(1), echo.s().on_error(echo.s())), fleeting.s(), quiet.s(), echo.s(2)
+    )
     chord(header, echo.s().on_error(echo.s())).delay()
     held = worker.claim()
     for number, one in enumerate(held[:3]):
@@ -112,7 +114,7 @@ def test_members_are_kept_as_long_as_the_group_that_they_are_in(
     app: App, echo: Any, worker: SimulatedWorker, history: Connection
 ):
     """They went with their own age, at once when a group ended that had run for longer."""
-    group(chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)).delay()
+    group(chain(echo.s(1), echo.s().on_error(echo.s())), echo.s(2), echo.s(3)).delay()
     first, second, third = worker.claim()
     worker.succeed(first, 1)
     worker.succeed(second, 2)
@@ -134,7 +136,9 @@ def test_members_are_kept_as_long_as_the_group_that_they_are_in(
 def test_a_graph_that_ran_for_longer_than_the_retention_starts_again_with_every_result(
     app: App, echo: Any, worker: SimulatedWorker, history: Connection
 ):
-    body: Any = chord([chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)], echo.s()).delay()
+    body: Any = chord(
+        [chain(echo.s(1), echo.s().on_error(echo.s())), echo.s(2), echo.s(3)], echo.s()
+    ).delay()
     first, second, third = worker.claim()
     worker.succeed(first, 1)
     worker.succeed(second, 2)
@@ -210,7 +214,7 @@ def test_a_chain_outlives_its_steps(
 def test_whoever_deletes_finished_jobs_leaves_what_a_header_still_needs(
     app: App, echo: Any, worker: SimulatedWorker, history: Connection
 ):
-    chord([chain(echo.s(1), echo.s()), echo.s(2), echo.s(3)], echo.s()).delay()
+    chord([chain(echo.s(1), echo.s().on_error(echo.s())), echo.s(2), echo.s(3)], echo.s()).delay()
     first, second, third = worker.claim()
     worker.succeed(first, 1)
     worker.succeed(second, 2)
