@@ -146,7 +146,8 @@ begin
             select n.id
             from reached r
             cross join lateral (
-                select b.parent_id from pgtasks.job_bundle b where b.id = r.id and b.parent_id is not null
+                -- That there is one is asked last: asked here it invites a read of all bundles that are in another.
+                select b.parent_id from pgtasks.job_bundle b where b.id = r.id
                 union all
                 select j.bundle_id
                 from pgtasks.job j
@@ -156,7 +157,7 @@ begin
                     and not (j.after_on = 'success' and r.id = any(p_sure))
             ) as n (id)
         )
-        select r.id from reached r
+        select r.id from reached r where r.id is not null
     );
 end
 $$;
@@ -349,6 +350,7 @@ declare
     v_bundle pgtasks.job_bundle;
     v_size bigint;
     v_found bigint;
+    v_total bigint;
     v_ids uuid[] := array(
         select p_bundle_id
         union all
@@ -362,10 +364,14 @@ begin
     join pgtasks.job_history h on h.bundle_id = m.id
     where h.stopped_at >= v_bundle.created_at;
 
-    if v_found < v_bundle.total then
+    -- A group inside counts as one, and has its results for itself.
+    v_total := v_bundle.total - (
+        select count(*) from pgtasks.job_bundle g where g.parent_id = p_bundle_id and g.kind = 'group'
+    );
+    if v_found < v_total then
         refusal := format(
-            '%s of %s results of bundle %s are deleted: enqueue its members again', v_bundle.total - v_found,
-            v_bundle.total, p_bundle_id
+            '%s of %s results of bundle %s are deleted: enqueue its members again', v_total - v_found, v_total,
+            p_bundle_id
         );
     elsif v_size > 67108864 then
         refusal := format(
