@@ -166,6 +166,50 @@ def test_a_step_that_is_quarantined_again_calls_back_again(
         app.retry_failed(last.id)
 
 
+# Workers that die
+
+
+def test_a_step_is_lost_with_its_worker_and_calls_back_once(
+    app: App, echo: Any, sorry: Any, worker: SimulatedWorker, connection: Connection, dsn: str
+):
+    steps = chain(echo.s(1), echo.s(), echo.s()).on_error(sorry.s())
+    body: Any = chord([steps, echo.s(2)], echo.s().on_error(sorry.s())).delay()
+    first, second = worker.claim()
+    worker.succeed([first, second], 7)
+    with psycopg.connect(dsn, autocommit=True) as other:
+        dead = SimulatedWorker(other)
+        [lost] = dead.claim(at_most_once=True)
+        dead.beat(running=[lost.id])
+
+        assert worker.rescue(dead) == 1
+
+    held = worker.claim()
+    assert [one.task for one in held] == ["sorry", "sorry"]
+    assert [one.input for one in held] == [f'"{lost.id}"', f'"{body.id}"']
+    worker.succeed(held)
+    assert_at_rest(connection)
+    with pytest.raises(ChordError, match="raised JobLostError"):
+        body.get(timeout=5)
+
+
+def test_a_step_whose_worker_died_runs_again_with_its_input(
+    app: App, echo: Any, worker: SimulatedWorker, connection: Connection, dsn: str
+):
+    chain(echo.s(1), echo.s(), echo.s()).delay()
+    worker.succeed(only(worker), 7)
+    with psycopg.connect(dsn, autocommit=True) as other:
+        dead = SimulatedWorker(other)
+        held = only(dead)
+        dead.beat(running=[held.id])
+        assert worker.rescue(dead) == 1
+        again = only(worker)
+        assert dead.succeed(held, 8) == []  # too late
+
+    assert (again.id, again.input, again.crashes) == (held.id, "7", 1)
+    worker.succeed(again, 9)
+    assert only(worker).input == "9"
+
+
 # Tasks that no worker knows
 
 
