@@ -165,23 +165,23 @@ class App(Sending, Management):
 
     def run(self, operation: Operation[T], connection: Any = None) -> T:
         """Run an operation: on the given connection, the block's (see `connection`), or the app's own."""
-        from pgtasks.db.run import run
+        from pgtasks.db.run import run, run_alone
 
         connection = connection or connection_var.get().get(id(self))
         if connection is not None:
             return run(_synchronous(connection), operation)
         with self.pools.connection() as own:
-            return run(own, operation)
+            return run_alone(own, operation)
 
     async def arun(self, operation: Operation[T], connection: Any = None) -> T:
         """Run an operation: on the given connection, the block's (see `connection`), or the app's own."""
-        from pgtasks.db.run import arun
+        from pgtasks.db.run import arun, arun_alone
 
         connection = connection or connection_var.get().get(id(self))
         if connection is not None:
             return await arun(_asynchronous(connection), operation)
         async with self.pools.aconnection() as own:
-            return await arun(own, operation)
+            return await arun_alone(own, operation)
 
     def migrate(self) -> list[int]:
         """Bring the database's schema to this release's version; return the versions applied.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from pgtasks.db.run import Steps, arun, run
-from pgtasks.db.statements import Statement, no_rows
+from pgtasks.db.run import arun, run
+from pgtasks.db.statements import Statement, Steps, no_rows
 from pgtasks.db.watched import NO_SETTINGS, REPLY_TIMEOUT
 from pgtasks.errors import ConfigurationError, ConnectError, PgTasksError
 

@@ -5,13 +5,13 @@ No I/O here, no clock and no psycopg: `pgtasks.db.run` drives these, synchronous
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
-from pgtasks.db.statements import Copy, Row, Rows, Statement, no_rows
+from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
 from pgtasks.errors import JobStateError, NotFoundError
 from pgtasks.ids import id_time
 from pgtasks.job import (
@@ -28,10 +28,6 @@ from pgtasks.job import (
     WorkerInfo,
 )
 from pgtasks.progress import Progress
-
-T = TypeVar("T")
-Step = Statement[Any] | Copy
-Steps = Generator[Step, Any, T]
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -500,6 +496,7 @@ def list_queues() -> Statement[list[QueueInfo]]:
 # Control
 
 
+@repeatable
 def cancel_jobs(
     ids: Sequence[str], reason: str = "cancelled", *, terminate: bool = True
 ) -> Steps[dict[str, Literal["cancelled", "requested"]]]:
@@ -521,6 +518,7 @@ def cancel_jobs(
     return answer
 
 
+@repeatable
 def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     """Delete jobs: waiting ones are cancelled first, finished ones forgotten; running ones stay."""
     yield from cancel_waiting_jobs(ids)
@@ -532,6 +530,7 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     return deleted
 
 
+@repeatable
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
     """Cancel what waits among these, and return which."""
     blocked = yield from _blocked(ids)
@@ -593,6 +592,7 @@ def delete_history(
     )
 
 
+@repeatable
 def reset_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     """Make finished jobs ready again from their first attempt; their bundles count them in again.
 
@@ -607,6 +607,7 @@ def reset_jobs(ids: Sequence[str]) -> Steps[list[str]]:
     return [row[0] for row in rows]
 
 
+@repeatable
 def reset_job(id: str) -> Steps[None]:
     """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
     if not (yield from reset_jobs([id])):
@@ -626,6 +627,7 @@ def retry_failed(ids: Sequence[str]) -> Statement[list[str]]:
     return Statement(name="retry_failed", parameters={"ids": list(ids)}, read=_first_column)
 
 
+@repeatable
 def reset_bundles(ids: Sequence[str]) -> Steps[list[str]]:
     """Reset the finished members of bundles."""
     members: list[str] = yield Statement(
@@ -634,6 +636,7 @@ def reset_bundles(ids: Sequence[str]) -> Steps[list[str]]:
     return (yield from reset_jobs(members)) if members else []
 
 
+@repeatable
 def cancel_bundles(
     ids: Sequence[str], *, terminate: bool = True
 ) -> Steps[dict[str, Literal["cancelled", "requested"]]]:

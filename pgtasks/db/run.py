@@ -3,23 +3,57 @@
 An operation is a `Statement`, or a generator that yields statements (and copies), is sent what each
 returned, and returns its own result. A generator is one transaction; inside a caller's transaction
 it is a savepoint. Both drivers are alike line by line, and hold no other logic.
+
+Writers lock in one order (see ``lock_jobs`` in schema/). A graph that grows while somebody waits for its locks can
+still end in a deadlock, of which PostgreSQL breaks off one side: ``run_alone`` and ``arun_alone`` begin that one again.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Generator
 from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from pgtasks.db.statements import Copy, Statement
+from pgtasks.db.statements import Copy, Repeatable, Statement, Steps
 from pgtasks.errors import ConnectError, DatabaseError, DuplicateJobError, SchemaError
 
 T = TypeVar("T")
-Step = Statement[Any] | Copy
-Steps = Generator[Step, Any, T]
-Operation = Statement[T] | Steps[T]
+Operation = Statement[T] | Steps[T] | Repeatable[T]
+
+# How often an operation that met a deadlock is begun, and after how many seconds more each time, on the average: the
+# other side must be quicker, or both meet again.
+TRIES = 5
+PAUSE = 0.05
+
+
+def run_alone(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
+    """Run an operation that is a transaction of its own, again if it met a deadlock."""
+    for tried in range(1, TRIES):
+        try:
+            return run(connection, operation)
+        except psycopg.errors.DeadlockDetected:
+            if isinstance(operation, Generator):
+                raise
+        time.sleep(_pause(tried))
+    return run(connection, operation)
+
+
+async def arun_alone(connection: psycopg.AsyncConnection[Any], operation: Operation[T]) -> T:
+    """Run an operation that is a transaction of its own, again if it met a deadlock."""
+    from asyncio import sleep  # not needed by most programs, and slow to import
+
+    for tried in range(1, TRIES):
+        try:
+            return await arun(connection, operation)
+        except psycopg.errors.DeadlockDetected:
+            if isinstance(operation, Generator):
+                raise
+        await sleep(_pause(tried))
+    return await arun(connection, operation)
 
 
 def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
@@ -31,10 +65,11 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
             if _would_commit(connection):
                 cursor.execute(BEGIN)
             with connection.transaction():
+                steps = iter(operation)
                 reply: Any = None
                 while True:
                     try:
-                        step = operation.send(reply)
+                        step = steps.send(reply)
                     except StopIteration as stop:
                         return cast("T", stop.value)
                     if isinstance(step, Copy):
@@ -59,10 +94,11 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
             if _would_commit(connection):
                 await cursor.execute(BEGIN)
             async with connection.transaction():
+                steps = iter(operation)
                 reply: Any = None
                 while True:
                     try:
-                        step = operation.send(reply)
+                        step = steps.send(reply)
                     except StopIteration as stop:
                         return cast("T", stop.value)
                     if isinstance(step, Copy):
@@ -76,6 +112,10 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
         if ours is None:
             raise
         raise ours from error
+
+
+def _pause(tried: int) -> float:
+    return random.uniform(0.5, 1.5) * PAUSE * tried
 
 
 # Any statement begins a transaction on a connection that is not in autocommit mode.

@@ -6,13 +6,15 @@ A section of a file begins with ``-- name: claim_jobs``. Parameters are written 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Row = tuple[Any, ...]
 Rows = Sequence[Row]
@@ -47,6 +49,31 @@ class Copy:
     def sql(self) -> str:
         """The COPY statement."""
         return sql_of(self.name)
+
+
+Step = Statement[Any] | Copy
+Steps = Generator[Step, Any, T]
+
+
+class Repeatable(Generic[T]):
+    """A generator of steps that can begin again; in another one, ``yield from`` it."""
+
+    def __init__(self, begin: Callable[[], Steps[T]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Steps[T]:
+        """Begin."""
+        return self._begin()
+
+
+def repeatable(function: Callable[P, Steps[T]]) -> Callable[P, Repeatable[T]]:
+    """Let what this generator function makes begin again; nothing but its arguments must matter to it."""
+
+    @wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Repeatable[T]:
+        return Repeatable(lambda: function(*args, **kwargs))
+
+    return make
 
 
 def schema_folder() -> Path:
