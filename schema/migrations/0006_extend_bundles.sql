@@ -340,7 +340,10 @@ end
 $$;
 
 -- The results of a bundle's members, with those in steps of it, in their order: as a JSON array; or why there is none.
-create function pgtasks.results_of(p_bundle_id uuid, out list text, out refusal text)
+--
+-- Each of p_takers jobs gets all of it, in the transaction of who finishes the last member: more than 128 MiB in all may
+-- take longer than a statement may, and would be tried again for ever.
+create function pgtasks.results_of(p_bundle_id uuid, p_takers bigint, out list text, out refusal text)
 language plpgsql
 set search_path = pgtasks, pg_catalog, pg_temp
 set enable_seqscan = off
@@ -378,6 +381,11 @@ begin
             'the results of bundle %s take %s bytes, at most 67108864 can be handed on: store them elsewhere and '
             'return where they are', p_bundle_id, v_size
         );
+    elsif v_size * p_takers > 134217728 then
+        refusal := format(
+            'the results of bundle %s take %s bytes, at most 134217728 can be handed on to all of %s jobs: store them '
+            'elsewhere and return where they are', p_bundle_id, v_size, p_takers
+        );
     else
         select '[' || coalesce(string_agg(coalesce(h.result, 'null'), ',' order by h.bundle_index, h.id), '') || ']'
         into list
@@ -404,7 +412,10 @@ set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 declare
     v_queues text[];
+    v_waiters bigint;
     v_bundle_id uuid;
+    v_takes text;
+    v_takers bigint;
     v_failure record;
     v_results record;
     v_gone pgtasks.job[];
@@ -415,7 +426,8 @@ begin
     order by j.id
     for update;
 
-    if not found then
+    get diagnostics v_waiters = row_count;
+    if v_waiters = 0 then
         return;
     end if;
 
@@ -452,9 +464,11 @@ begin
         where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'error';
     end loop;
 
-    -- The list of results is made once for all that take it. What is too large would end the child that gets it.
-    for v_bundle_id in
-        select b.id from pgtasks.job_bundle b
+    -- The list of results is made once for all that take it. What is too large would end the child that gets it. A single
+    -- result has at most 1 MiB, so it is too much for no fewer than 129 jobs.
+    for v_bundle_id, v_takes in
+        select b.id, 'results'
+        from pgtasks.job_bundle b
         where b.id = any(p_stopped)
             and exists (
                 select
@@ -464,9 +478,34 @@ begin
                     and j.takes = 'results'
                     and (j.after_on <> 'failure' or b.failed > 0)
             )
-        order by b.id
+        union all
+        select j.after_bundle_id, 'result'
+        from pgtasks.job j
+        where v_waiters > 128 and j.state = 'blocked' and j.after_bundle_id = any(p_stopped) and j.takes = 'result'
+        group by j.after_bundle_id
+        having count(*) > 128
+        order by 1
     loop
-        select * into v_results from pgtasks.results_of(v_bundle_id);
+        select count(*) into v_takers
+        from pgtasks.job j
+        where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = v_takes;
+        if v_takes = 'result' then
+            select
+                null::text as list,
+                format(
+                    'the result of job %s takes %s bytes, at most 134217728 can be handed on to all of %s jobs: store '
+                    'it elsewhere and return where it is', h.id, octet_length(h.result), v_takers
+                ) as refusal
+            into v_results
+            from pgtasks.job_history h
+            join pgtasks.job_bundle b on b.id = h.bundle_id
+            where h.bundle_id = v_bundle_id
+                and h.stopped_at >= b.created_at
+                and octet_length(h.result) * v_takers > 134217728;
+            continue when not found;
+        else
+            select * into v_results from pgtasks.results_of(v_bundle_id, v_takers);
+        end if;
         if v_results.refusal is null then
             update pgtasks.job j
             set input = v_results.list
@@ -476,7 +515,7 @@ begin
 
         with gone as (
             delete from pgtasks.job j
-            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = 'results'
+            where j.state = 'blocked' and j.after_bundle_id = v_bundle_id and j.takes = v_takes
             returning j as job
         )
         select array_agg(g.job) into v_gone from gone g;

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgtasks import App, JobFailedError, JobState, chain, chord, group
+from pgtasks import App, ChordError, JobFailedError, JobState, chain, chord, group
 from pgtasks.errors import JobStateError
 from tests.fixtures.graph_steps import assert_at_rest, echo, only, sorry
 from tests.fixtures.simulated_worker import SimulatedWorker
@@ -81,6 +81,52 @@ def test_what_could_not_get_its_results_gets_smaller_ones(
     assert held.input == json.dumps([1] * 65, separators=(",", ":"))
     worker.succeed(held, 2)
     assert only(worker).input == "2"
+
+
+def test_a_list_that_is_too_large_for_so_many_is_refused(
+    app: App, echo: Any, sorry: Any, worker: SimulatedWorker, connection: Connection
+):
+    """The finish was over the worker's statement timeout, and was tried again for ever."""
+    bodies = group(echo.s(), echo.s(), echo.s())
+    last = chain(group(echo.s(n) for n in range(50)), bodies, echo.s().on_error(sorry.s())).delay()
+    *first, latest = worker.claim()
+    worker.succeed(first)
+    connection.execute(
+        "update pgtasks.job_history set result = to_json(repeat('x', 1000000))::text"
+    )
+
+    worker.succeed(latest)
+
+    worker.succeed(only(worker, "sorry"))
+    assert_at_rest(connection)
+    with pytest.raises(ChordError, match="134217728 can be handed on to all of 3 jobs"):
+        last.get(timeout=5)
+
+
+def test_a_result_that_is_too_large_for_so_many_is_refused(
+    app: App, echo: Any, sorry: Any, worker: SimulatedWorker, connection: Connection
+):
+    members = group(echo.s() for _ in range(150))
+    last: Any = chain(echo.s(1), members, echo.s().on_error(sorry.s())).delay()
+    first = only(worker)
+
+    worker.succeed(first, "x" * 900_000)
+
+    worker.succeed(only(worker, "sorry"))
+    assert_at_rest(connection)
+    assert [one.state for one in last.parent] == ["FAILURE"] * 150
+    with pytest.raises(ChordError, match=f"the result of job {first.id} takes 900002 bytes"):
+        last.get(timeout=5)
+
+
+def test_a_small_result_is_handed_on_to_any_number(
+    app: App, echo: Any, worker: SimulatedWorker, connection: Connection
+):
+    chain(echo.s(1), group(echo.s() for _ in range(150))).delay()
+
+    worker.succeed(only(worker), "x" * 1000)
+
+    assert {one.input for one in worker.claim()} == {f'"{"x" * 1000}"'}
 
 
 def test_a_body_never_gets_fewer_results_than_its_header_has_members(
