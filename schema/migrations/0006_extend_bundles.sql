@@ -413,6 +413,9 @@ as $$
 declare
     v_queues text[];
     v_waiters bigint;
+    v_awaited uuid[];
+    v_listed uuid[];   -- those whose list of results is taken if they succeeded, and if they failed
+    v_listed_failed uuid[];
     v_bundle_id uuid;
     v_takes text;
     v_takers bigint;
@@ -421,23 +424,27 @@ declare
     v_gone pgtasks.job[];
     v_more uuid[];
 begin
-    perform from pgtasks.job j
-    where j.state = 'blocked' and j.after_bundle_id = any(p_stopped)
-    order by j.id
-    for update;
-
-    get diagnostics v_waiters = row_count;
+    with locked as materialized (
+        select j.after_bundle_id as id, j.after_on, j.takes
+        from pgtasks.job j
+        where j.state = 'blocked' and j.after_bundle_id = any(p_stopped)
+        order by j.id
+        for update
+    )
+    select
+        count(*),
+        array_agg(distinct l.id),
+        array_agg(distinct l.id) filter (where l.takes = 'results' and l.after_on <> 'failure'),
+        array_agg(distinct l.id) filter (where l.takes = 'results' and l.after_on <> 'success')
+    into v_waiters, v_awaited, v_listed, v_listed_failed
+    from locked l;
     if v_waiters = 0 then
         return;
     end if;
 
     bundle_ids := '{}';
     for v_bundle_id in
-        select b.id from pgtasks.job_bundle b
-        where b.id = any(p_stopped)
-            and b.failed > 0
-            and exists (select from pgtasks.job j where j.state = 'blocked' and j.after_bundle_id = b.id)
-        order by b.id
+        select b.id from pgtasks.job_bundle b where b.id = any(v_awaited) and b.failed > 0 order by b.id
     loop
         select * into v_failure from pgtasks.first_failure(v_bundle_id);
         with gone as (
@@ -469,15 +476,8 @@ begin
     for v_bundle_id, v_takes in
         select b.id, 'results'
         from pgtasks.job_bundle b
-        where b.id = any(p_stopped)
-            and exists (
-                select
-                from pgtasks.job j
-                where j.state = 'blocked'
-                    and j.after_bundle_id = b.id
-                    and j.takes = 'results'
-                    and (j.after_on <> 'failure' or b.failed > 0)
-            )
+        where b.id = any(v_awaited)
+            and case when b.failed > 0 then b.id = any(v_listed_failed) else b.id = any(v_listed) end
         union all
         select j.after_bundle_id, 'result'
         from pgtasks.job j
@@ -581,10 +581,14 @@ $$;
 --
 -- p_bundle_ids has one entry a member, p_failed says how that member ended. Returns the bundles that
 -- stopped.
+--
+-- With generic plans: a plan of its own for each list looks cheaper, and to make it takes most of the time (measured: of
+-- 1.1 ms for each step of a chain that does not run, 0.7).
 create or replace function pgtasks.count_down(p_bundle_ids uuid[], p_failed boolean[]) returns uuid[]
 language plpgsql
 security definer
 set search_path = pgtasks, pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_ids uuid[] := p_bundle_ids;

@@ -85,8 +85,12 @@ def scans(plan: list[dict[str, Any]]) -> set[Scan]:
     found = set()
     for node in plan:
         if node.get("Relation Name") in TABLES and node["Node Type"] != "ModifyTable":
-            # A bitmap scan's index stands below it.
-            indexes = [one for one in nodes(node) if "Index Name" in one]
+            # A bitmap scan's indexes stand below it; so do subplans, which are of other tables.
+            indexes = [
+                one
+                for one in nodes(node)
+                if "Index Name" in one and (one is node or one["Node Type"] == "Bitmap Index Scan")
+            ]
             names = [
                 one["Index Name"]
                 if re.search(BOUND.get(one["Index Name"], "^never"), one.get("Index Cond", ""))
