@@ -243,13 +243,15 @@ declare
 begin
     select * into v_bundle from pgtasks.job_bundle b where b.id = p_bundle_id;
     select h.* into v_first
-    from (
-        select v_bundle.id
-        union all
-        select s.id from pgtasks.job_bundle s where s.parent_id = v_bundle.id and s.failed > 0
-    ) m
-    join pgtasks.job_history h on h.bundle_id = m.id
-    where h.stopped_at >= v_bundle.created_at and h.state <> 'succeeded'
+    from pgtasks.job_history h
+    where h.bundle_id = any(array(
+            select v_bundle.id
+            union all
+            select s.id from pgtasks.job_bundle s where s.parent_id = v_bundle.id and s.failed > 0
+        ))
+        and h.stopped_at >= v_bundle.created_at
+        -- Not for the index of what did not succeed, which may be long since then.
+        and h.state || '' <> 'succeeded'
     order by h.stopped_at, h.id
     limit 1;
 
@@ -683,6 +685,47 @@ begin
         group by s.n / 200;   -- 200 ids are 7,400 bytes; a payload ends at 8,000
     end if;
     return v_stopped;
+end
+$$;
+
+-- Counts members into their bundles again; one that had stopped is open then, and so are those around it, in which it
+-- counts as a member again. p_bundle_ids has one entry a member, p_failed says how that member had ended.
+--
+-- All at once, and then those around them: by levels of depth, as count_down must, the retry of a chain of 4,000 steps
+-- took 13 s (now 0.2).
+create or replace function pgtasks.count_up(p_bundle_ids uuid[], p_failed boolean[]) returns void
+language plpgsql
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+declare
+    v_ids uuid[] := p_bundle_ids;
+    v_failed boolean[] := p_failed;
+    v_parent_ids uuid[];
+    v_parents_failed boolean[];
+begin
+    while cardinality(v_ids) > 0 loop
+        perform from pgtasks.job_bundle b where b.id = any(v_ids) order by b.depth desc, b.id for update;
+
+        select array_agg(b.parent_id) filter (where b.parent_id is not null), array_agg(b.failed > 0) filter (where b.parent_id is not null)
+        into v_parent_ids, v_parents_failed
+        from pgtasks.job_bundle b
+        where b.id = any(v_ids) and b.stopped_at is not null;
+
+        update pgtasks.job_bundle b
+        set remaining = b.remaining + c.members,
+            failed = b.failed - c.failures,
+            stopped_at = null
+        from (
+            select m.id, count(*)::integer as members, (count(*) filter (where m.failed))::integer as failures
+            from unnest(v_ids, v_failed) as m (id, failed)
+            group by m.id
+        ) c
+        where b.id = any(v_ids) and b.id = c.id;
+
+        v_ids := v_parent_ids;
+        v_failed := v_parents_failed;
+    end loop;
 end
 $$;
 
