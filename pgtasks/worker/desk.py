@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import orjson
 
@@ -217,8 +217,7 @@ class Desk:
                         self._tell_ended(one, late=late)
             elif isinstance(reply, Failed):
                 _tell_refused("Finish", reply)
-                reason = "value" if reply.sqlstate[:2] in ("22", "23", "54") else "again"
-                self._tell(msg.Unwritten(batch, reason, reply.message))  # type: ignore[arg-type]
+                self._tell(msg.Unwritten(batch, _reason_of(reply.sqlstate), reply.message))
             else:
                 self._tell(msg.Unwritten(batch, "lost", reply.message))
 
@@ -294,6 +293,13 @@ class Desk:
             expected=error.get("expected"),
             traceback=_shown_traceback(name, error),
         )
+
+
+def _reason_of(sqlstate: str) -> Literal["again", "slow", "value"]:
+    """Say why a batch was refused: for its values, by the statement time-out, or by something that passes."""
+    if sqlstate[:2] in ("22", "23", "54"):
+        return "value"
+    return "slow" if sqlstate == "57014" else "again"
 
 
 def _nothing(reply: Reply) -> None:

@@ -205,12 +205,12 @@ class Unwritten:
     """A batch was not committed.
 
     Attributes:
-        reason: lost (unknown whether it was), again (try the same), value (one of them cannot be
-            stored).
+        reason: lost (unknown whether it was), again (try the same), slow (it took too long: try less), value
+            (one of them cannot be stored).
     """
 
     batch: Batch
-    reason: Literal["lost", "again", "value"]
+    reason: Literal["lost", "again", "slow", "value"]
     message: str
 
 

@@ -132,10 +132,17 @@ class Outbox:
         elif event.reason == "again":
             self.parts.append(batch)
             self.write_after = now + WRITE_AGAIN
-        elif len(batch.ended) > 1:  # one of them cannot be stored: find it by halves
+        elif (
+            len(batch.ended) > 1
+        ):  # by halves: one cannot be stored, or takes so long that no other should wait for it
             middle = len(batch.ended) // 2
-            self.parts.append(Batch(batch.ended[:middle], []))
-            self.parts.append(Batch(batch.ended[middle:], []))
+            self.parts.append(Batch(batch.ended[:middle], [], batch.again))
+            self.parts.append(Batch(batch.ended[middle:], [], batch.again))
+            if event.reason == "slow":
+                self.write_after = now + WRITE_AGAIN
+        elif event.reason == "slow":
+            self.parts.append(batch)
+            self.write_after = now + WRITE_AGAIN
         else:
             if batch.ended[0].kind == "failed":  # not for its own value, it seems
                 self.write_after = now + WRITE_AGAIN

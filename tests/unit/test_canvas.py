@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pgtasks import App, Signature, chord, group
+from pgtasks import App, Signature, chain, chord, group
 from pgtasks.errors import ConfigurationError, EncodingError
 from pgtasks.graph import compile_graph
 
@@ -256,3 +256,11 @@ def test_an_ignored_member_is_left_out_of_the_bundle():
     assert len(discarded) == 2
     assert list(kept.jobs) == []
     assert list(kept.bundles) == []
+
+
+def test_a_chain_of_too_many_steps_is_refused_and_says_what_to_do_instead():
+    assert compile_graph(chain([add.si(1, 1)] * 5000)).jobs
+    with pytest.raises(
+        ConfigurationError, match=r"5000 steps at most, found 5001: .*self\.replace"
+    ):
+        compile_graph(chain([add.si(1, 1)] * 5001))

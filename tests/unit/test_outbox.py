@@ -139,6 +139,31 @@ def test_a_batch_whose_answer_was_lost_is_marked_as_written_before():
     assert again.again
 
 
+def test_a_batch_that_took_too_long_is_written_by_halves_until_what_is_slow_is_alone():
+    post = Post(4)
+    post.ended(*post.jobs)
+    batch = post.finish()
+    assert batch is not None
+    slow = post.jobs[2].serial
+
+    written: list[int] = []
+    tries = 0
+    while batch is not None and tries < 8:
+        tries += 1
+        serials = [ended.held.serial for ended in batch.ended]
+        if slow in serials:
+            post.outbox.unwritten(msg.Unwritten(batch, "slow", "statement timeout"), post.now)
+            assert post.finish() is None, "it waits a little"
+            post.now += WRITE_AGAIN
+        else:
+            post.written(batch)
+            written += serials
+        batch = post.finish()
+
+    assert sorted(written) == sorted(job.serial for job in post.jobs if job.serial != slow)
+    assert not post.outbox.empty
+
+
 # What goes back
 
 

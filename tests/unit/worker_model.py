@@ -604,7 +604,8 @@ class World:
     def _unanswered(self, command: Any, reason: Literal["lost", "again"]) -> list[msg.Event]:
         match command:
             case msg.Finish(batch):
-                return [msg.Unwritten(batch, reason, "the server said no")]
+                slow = reason == "again" and len(batch.ended) % 2 == 0
+                return [msg.Unwritten(batch, "slow" if slow else reason, "the server said no")]
             case msg.Release() | msg.Crash():
                 return [msg.Unreleased(command)]
             case msg.Settle():
