@@ -16,8 +16,12 @@ from pgtasks.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.eager import EagerResult
+    from pgtasks.graph import Graph
     from pgtasks.job import Job, NewJob
     from pgtasks.progress import Progress
+
+    Grow = Callable[[str, Graph, str], Mapping[str, EagerResult[Any]] | None]
 
 __all__ = ["Request", "current_app", "current_job", "current_request"]
 
@@ -81,9 +85,8 @@ class Request:
         self._make_job = make_job  # few tasks look at their job, so it is built when asked for
         self._job: Job | None = None
         self._connection: Any = None
-        self._eager: tuple[str | None, Sequence[Any]] | None = (
-            None  # group and children, without a database
-        )
+        # What no database knows: group, children, and what lets a group grow.
+        self._eager: tuple[str | None, Sequence[Any], Grow | None] | None = None
         self.progress: Progress | None = None  # what the task said last of how far it is
         self.over = False  # whether the attempt has ended
 
@@ -136,9 +139,24 @@ class Request:
             list(self._eager[1]) if self._eager is not None else self.app.result(self.id).children
         )
 
-    def run_eagerly_in(self, group: str | None, children: Sequence[Any]) -> None:
-        """Say what no database knows of an eager job: its group, and a list that fills with its children."""
-        self._eager = (group, children)
+    def run_eagerly_in(
+        self, group: str | None, children: Sequence[Any], grow: Grow | None = None
+    ) -> None:
+        """Say what no database knows of an eager job.
+
+        Args:
+            group: the id of the one that it is a member of.
+            children: a list that fills with them.
+            grow: runs more members of a group.
+        """
+        self._eager = (group, children, grow)
+
+    def grow_eagerly(
+        self, bundle_id: str, graph: Graph, place_id: str
+    ) -> Mapping[str, EagerResult[Any]] | None:
+        """Run more members of a group of this eager graph; None if there is none of this id."""
+        grow = self._eager[2] if self._eager is not None else None
+        return None if grow is None else grow(bundle_id, graph, place_id)
 
     @property
     def origin(self) -> str | None:

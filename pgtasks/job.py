@@ -478,3 +478,44 @@ class ClaimedJob(msgspec.Struct, frozen=True, kw_only=True):
     def from_row(cls, row: Sequence[Any]) -> ClaimedJob:
         """Build one from a row of the statement list_claimed_jobs."""
         return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
+
+
+def members_of(jobs: Sequence[NewJob], bundles: Sequence[NewBundle], place_id: str) -> list[NewJob]:
+    """Return the jobs in a bundle, with those in steps of it."""
+    within = {place_id, *(one.id for one in bundles if one.parent_id == place_id)}
+    return [job for job in jobs if job.bundle_id in within]
+
+
+def place_members(
+    jobs: Sequence[NewJob],
+    bundles: Sequence[NewBundle],
+    place_id: str,
+    group_id: str,
+    total: int,
+    depth: int,
+) -> list[NewBundle]:
+    """Put what was made as members of ``place_id`` into a group, which has members already.
+
+    Args:
+        jobs: change in place.
+        bundles: of these jobs, without the group.
+        place_id: the id that stands for the group in them.
+        group_id: the group's.
+        total: how many members it has.
+        depth: of the group.
+
+    Returns:
+        The bundles as they are in the group.
+    """
+    for job in members_of(jobs, bundles, place_id):
+        job.bundle_index = total + (job.bundle_index or 0)
+        if job.bundle_id == place_id:
+            job.bundle_id = group_id
+    return [
+        msgspec.structs.replace(
+            one,
+            parent_id=group_id if one.parent_id == place_id else one.parent_id,
+            depth=depth + one.depth,
+        )
+        for one in bundles
+    ]

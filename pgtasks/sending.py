@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pgtasks import codec
-from pgtasks.context import eager_var, having, ignoring_var
+from pgtasks.context import eager_var, having, ignoring_var, request_var
 from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.group_result import GroupResult
 from pgtasks.ids import new_id
@@ -222,6 +222,9 @@ class Sending(Registry):
 
         place_id = new_id()
         graph = compile_members(node, place_id)
+        ran = _grow_eagerly(bundle_id, graph, place_id)
+        if ran is not None:
+            return self._results_of(graph, ran)
         self.run(operations.grow_group(bundle_id, graph.jobs, graph.bundles, place_id), connection)
         return self._results_of(graph)
 
@@ -234,6 +237,9 @@ class Sending(Registry):
 
         place_id = new_id()
         graph = compile_members(node, place_id)
+        ran = _grow_eagerly(bundle_id, graph, place_id)
+        if ran is not None:
+            return self._results_of(graph, ran)
         await self.arun(
             operations.grow_group(bundle_id, graph.jobs, graph.bundles, place_id), connection
         )
@@ -332,3 +338,11 @@ class Sending(Registry):
     def _ignores(self, job: NewJob) -> bool:
         ignores = ignoring_var.get().get(id(self))
         return ignores is not None and ignores(job)
+
+
+def _grow_eagerly(
+    bundle_id: str, graph: Graph, place_id: str
+) -> Mapping[str, EagerResult[Any]] | None:
+    """Run more members of a group that runs here, without a database; None: it does not."""
+    request = request_var.get()
+    return None if request is None else request.grow_eagerly(bundle_id, graph, place_id)

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
-import msgspec
-
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
 from pgtasks.errors import JobStateError, NotFoundError
 from pgtasks.ids import id_time
@@ -26,6 +24,8 @@ from pgtasks.job import (
     QueueInfo,
     Status,
     WorkerInfo,
+    members_of,
+    place_members,
 )
 from pgtasks.progress import Progress
 
@@ -156,23 +156,13 @@ def grow_group(
     Raises:
         JobStateError: the group has stopped, or there is none.
     """
-    steps = {one.id for one in bundles if one.parent_id == place_id}
-    members = [job for job in jobs if job.bundle_id == place_id or job.bundle_id in steps]
+    members = len(members_of(jobs, bundles, place_id))
     grown: Rows = yield Statement(
-        name="grow_group", parameters={"id": bundle_id, "members": len(members)}, read=list
+        name="grow_group", parameters={"id": bundle_id, "members": members}, read=list
     )
     if not grown:
         raise JobStateError(f"bundle {bundle_id} is not an open group: nothing can be added to it")
-    group_id, total, depth = grown[0]
-    for job in members:
-        job.bundle_index = total + (job.bundle_index or 0)
-        if job.bundle_id == place_id:
-            job.bundle_id = group_id
-    placed = []
-    for one in bundles:
-        parent_id = group_id if one.parent_id == place_id else one.parent_id
-        placed.append(msgspec.structs.replace(one, parent_id=parent_id, depth=depth + one.depth))
-    yield from enqueue_jobs(jobs, placed)
+    yield from enqueue_jobs(jobs, place_members(jobs, bundles, place_id, *grown[0]))
 
 
 def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) -> str:

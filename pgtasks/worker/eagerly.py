@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
@@ -18,7 +18,16 @@ from pgtasks.eager import EagerGroupResult, EagerResult
 from pgtasks.failure import passed_error
 from pgtasks.graph import Graph, read_replacement
 from pgtasks.guard import Guard
-from pgtasks.job import Bundle, Job, JobError, JobState, NewBundle, NewJob
+from pgtasks.job import (
+    Bundle,
+    Job,
+    JobError,
+    JobState,
+    NewBundle,
+    NewJob,
+    members_of,
+    place_members,
+)
 from pgtasks.worker.attempt import run_attempt
 from pgtasks.worker.errback import eager_failures_var
 from pgtasks.worker.interrupts import awaited
@@ -26,6 +35,7 @@ from pgtasks.worker.rows import NO_OPTIONS, read_options
 
 if TYPE_CHECKING:
     from pgtasks.app import App
+    from pgtasks.context import Grow
 
 
 Ran = EagerResult[Any] | EagerGroupResult[Any]
@@ -64,7 +74,12 @@ def _run_anywhere(awaitable: Awaitable[Any]) -> Any:
 
 
 def _eager(
-    app: App, new: NewJob, await_: Any, taken: bool = False, group: str | None = None
+    app: App,
+    new: NewJob,
+    await_: Any,
+    taken: bool = False,
+    group: str | None = None,
+    grow: Grow | None = None,
 ) -> EagerResult[Any]:
     task = app.find_task(new.task)
     attempt = 0
@@ -73,7 +88,7 @@ def _eager(
         while True:
             attempt += 1
             request = eager_request(app, new, attempt)
-            request.run_eagerly_in(group, children)
+            request.run_eagerly_in(group, children, grow)
             outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
             if outcome.kind != "retry":
                 break
@@ -147,7 +162,10 @@ class _EagerGraph:
         self._unreached: set[str] = set()  # jobs that did not run for what lies before them
         self._failed: set[str] = set()  # bundles that stopped with a failure
         self._ready: deque[NewJob] = deque()
-        for job in graph.jobs:
+        self._add(graph.jobs)
+
+    def _add(self, jobs: Iterable[NewJob]) -> None:
+        for job in jobs:
             self._jobs[job.id] = job
             if job.after_bundle_id is None:
                 self._ready.append(job)
@@ -160,8 +178,28 @@ class _EagerGraph:
             failures = {id: result.job() for id, result in self._results.items() if result.failed()}
             with having(eager_failures_var, failures):
                 taken, group = self._is_taken(job), self._group_of(job)
-                self._end(job, _eager(self._app, job, _run_anywhere, taken, group))
+                result = _eager(self._app, job, _run_anywhere, taken, group, self._grow)
+                self._end(job, result)
         return self._results
+
+    def _grow(
+        self, bundle_id: str, graph: Graph, place_id: str
+    ) -> Mapping[str, EagerResult[Any]] | None:
+        """Run more members of a group, in the middle of one of its members; None if it is not here."""
+        around = self._bundles.get(bundle_id)
+        group = None if around is None else self._bundles.get(around.parent_id or around.id)
+        if group is None:
+            return None
+        count = len(members_of(graph.jobs, graph.bundles, place_id))
+        placed = place_members(
+            graph.jobs, graph.bundles, place_id, group.id, group.total, group.depth
+        )
+        self._bundles |= {one.id: one for one in placed}
+        self._remaining |= {one.id: one.total for one in placed}
+        self._bundles[group.id] = msgspec.structs.replace(group, total=group.total + count)
+        self._remaining[group.id] += count
+        self._add(graph.jobs)
+        return self.run()
 
     def _group_of(self, job: NewJob) -> str | None:
         if job.bundle_id is None:
