@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from pgtasks import codec
 from pgtasks.context import current_app
@@ -122,6 +122,17 @@ class Node(Generic[A, R]):
         """Run a signature once it has failed; return this node, and not the signature."""
         self.link_error(errback)
         return self
+
+    def stamp(self, *visitors: object, **headers: object) -> NoReturn:
+        """Refuse: Celery's stamps are not there.
+
+        Raises:
+            ConfigurationError: always; it says what there is instead.
+        """
+        raise ConfigurationError(
+            "a canvas cannot be stamped: give what belongs together an origin, as in apply_async(origin=…), "
+            "or find it by its bundle, and cancel it by app.cancel_bundle(id)"
+        )
 
     def _append(self, option: str, callback: object) -> None:
         linked = self.options.get(option, [])

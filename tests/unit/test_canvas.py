@@ -264,3 +264,9 @@ def test_a_chain_of_too_many_steps_is_refused_and_says_what_to_do_instead():
         ConfigurationError, match=r"5000 steps at most, found 5001: .*self\.replace"
     ):
         compile_graph(chain([add.si(1, 1)] * 5001))
+
+
+@pytest.mark.parametrize("canvas", [add.s(1), add.s(1) | add.s(2), group(add.s(1, 2))])
+def test_a_canvas_that_is_stamped_says_what_there_is_instead(canvas: Any):
+    with pytest.raises(ConfigurationError, match="origin"):
+        canvas.stamp(customer=7)
