@@ -30,10 +30,11 @@ class Recording(App):
         self.asked: dict[str, Any] = {}
 
     def run(self, operation: Any, connection: Any = None) -> Any:
+        steps = iter(operation)
         reply = None
         while True:
             try:
-                step = operation.send(reply)
+                step = steps.send(reply)
             except StopIteration as stop:
                 return stop.value
             self.asked[step.name] = step.parameters
