@@ -60,6 +60,7 @@ DESCRIBING = {
     "on_error",
     "set",
     "set_immutable",
+    "stamp",
     "to_dict",
 }
 
