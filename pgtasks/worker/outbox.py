@@ -129,24 +129,19 @@ class Outbox:
         if event.reason == "lost":
             batch.again = True
             self.parts.appendleft(batch)
-        elif event.reason == "again":
-            self.parts.append(batch)
-            self.write_after = now + WRITE_AGAIN
-        elif (
-            len(batch.ended) > 1
-        ):  # by halves: one cannot be stored, or takes so long that no other should wait for it
+        elif event.reason != "again" and len(batch.ended) > 1:
+            # By halves, until what cannot be stored, or takes so long, is alone and keeps no other waiting.
             middle = len(batch.ended) // 2
             self.parts.append(Batch(batch.ended[:middle], [], batch.again))
             self.parts.append(Batch(batch.ended[middle:], [], batch.again))
-            if event.reason == "slow":
-                self.write_after = now + WRITE_AGAIN
-        elif event.reason == "slow":
+        elif event.reason != "value":
             self.parts.append(batch)
-            self.write_after = now + WRITE_AGAIN
         else:
             if batch.ended[0].kind == "failed":  # not for its own value, it seems
                 self.write_after = now + WRITE_AGAIN
             self.parts.append(Batch([_unstorable(batch.ended[0], event.message)], []))
+        if event.reason in ("again", "slow"):
+            self.write_after = now + WRITE_AGAIN
 
     def released(self, command: Release | Crash) -> None:
         """Take note that jobs were given back."""

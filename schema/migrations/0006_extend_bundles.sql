@@ -399,7 +399,7 @@ end
 $$;
 
 -- Whether a job ended since it could not get what it takes: see release_waiters.
-create function pgtasks.lacks_input(p_job pgtasks.job_history) returns boolean
+create function pgtasks.was_refused(p_job pgtasks.job_history) returns boolean
 language sql immutable
 return p_job.state = 'failed' and p_job.attempt = 0 and p_job.takes is not null and p_job.input is null;
 
@@ -1058,7 +1058,7 @@ begin
         where h.bundle_id = any(v_before)
             and h.state <> 'succeeded'
             and not (h.state = 'cancelled' and h.attempt = 0 and h.after_bundle_id is not null)
-            and not pgtasks.lacks_input(h)
+            and not pgtasks.was_refused(h)
     );
     -- Jobs that did not run, though what they waited for may still come, or came meanwhile.
     v_stranded := array(
@@ -1066,14 +1066,14 @@ begin
         from pgtasks.job_history h
         join pgtasks.job_bundle b on b.id = h.after_bundle_id
         where h.bundle_id = any(v_before)
-            and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.lacks_input(h))
+            and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.was_refused(h))
             and (b.stopped_at is null or b.failed = 0 or h.after_on <> 'success')
         union
         select h.id
         from pgtasks.job_history h
         join pgtasks.job_bundle b on b.id = h.after_bundle_id
         where h.after_bundle_id = any(v_before)
-            and (h.state = 'cancelled' and h.reason = 'what it waited for failed' or pgtasks.lacks_input(h))
+            and (h.state = 'cancelled' and h.reason = 'what it waited for failed' or pgtasks.was_refused(h))
             and (b.stopped_at is null or b.failed = 0)
         union
         -- One that is in no bundle has no other name.
@@ -1103,7 +1103,7 @@ begin
                 and (
                     r.anew
                     or h.after_on = 'failure'
-                    or pgtasks.lacks_input(h)
+                    or pgtasks.was_refused(h)
                     or h.state = 'cancelled'
                     and (h.reason = 'what it waited for failed' or h.attempt = 0 and h.bundle_id = any(v_before))
                 )
@@ -1128,7 +1128,7 @@ begin
             and (
                 h.after_on = 'failure'
                 or h.after_bundle_id = any(v_anew)
-                or pgtasks.lacks_input(h)
+                or pgtasks.was_refused(h)
                 or h.state = 'cancelled'
                 and (
                     h.reason = 'what it waited for failed'
@@ -1139,7 +1139,7 @@ begin
         union
         select h.id
         from pgtasks.job_history h
-        where h.id = any(v_stranded) and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.lacks_input(h))
+        where h.id = any(v_stranded) and (h.state = 'cancelled' and h.attempt = 0 or pgtasks.was_refused(h))
     );
     perform from pgtasks.job_history h where h.id = any(v_failed || v_waited) order by h.id for update;
     with gone as (
@@ -1215,7 +1215,7 @@ begin
             and h.stopped_at >= p_since
             and h.reason is distinct from 'what it waited for failed'
             and not (h.state = 'cancelled' and h.attempt = 0 and h.takes is not null and h.input is null)
-            and not pgtasks.lacks_input(h)
+            and not pgtasks.was_refused(h)
         order by h.id
         for update
     ), gone as (

@@ -77,7 +77,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "is_unreached": NOBODY,
     "option_number": NOBODY,
     "results_of": NOBODY,
-    "lacks_input": NOBODY,
+    "was_refused": NOBODY,
     "replace_job": NOBODY,
     "finish_queue": NOBODY,
     "lock_jobs": NOBODY,
@@ -95,7 +95,7 @@ INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
-    "option_number", "replace_job", "results_of", "lacks_input",
+    "option_number", "replace_job", "results_of", "was_refused",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
