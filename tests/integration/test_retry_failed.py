@@ -8,16 +8,10 @@ import pytest
 
 from pgtasks import App, chain, chord, group
 from pgtasks.errors import JobStateError
+from tests.fixtures.graph_steps import echo
 from tests.fixtures.simulated_worker import SimulatedWorker
 
-
-@pytest.fixture
-def echo(app: App) -> Any:
-    @app.task(name="echo")
-    def echo(*args: Any) -> Any:
-        return args
-
-    return echo
+__all__ = ["echo"]
 
 
 def test_a_chain_that_was_cancelled_as_a_whole_starts_again_with_its_first_step(
