@@ -283,9 +283,10 @@ class Management:
         itself. What succeeded is left alone.
 
         Callbacks for failure wait again with what they are for, and all that follows them, however it ended: where one
-        put something in its place, that is called. (Of these callbacks themselves a ``link_error`` that was not needed
-        is gone: if one succeeded and now fails, nothing is called for it. And what they added to a group of theirs, by
-        ``add_to_chord``, stays in it, and is added again.)
+        put something in its place, that is called. What of them runs at this moment, retried by itself, runs on. (Of
+        these callbacks themselves a ``link_error`` that was not needed is gone: if one succeeded and now fails, nothing
+        is called for it. And what they added to a group of theirs, by ``add_to_chord``, stays there, and is added
+        again.)
         """
         from pgtasks.db import operations
 

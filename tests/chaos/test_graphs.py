@@ -7,13 +7,11 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pgtasks.db.embedded import TemporaryServer
-from pgtasks.errors import JobStateError, NotFoundError
 from tests.chaos.conftest import Look, Scale
 from tests.fixtures import graph_app
 from tests.fixtures.graph_plans import random_plan
@@ -77,16 +75,16 @@ def test_random_graphs_come_to_what_the_interpreter_says_though_children_are_kil
         assert_came_to(house, plan, root, interpret(plan))
 
     healed.touch()
-    for _ in range(20):  # first the graphs, then their callbacks
+    for _ in range(
+        100
+    ):  # first the graphs, then their callbacks, of each graph one after the other
         failed = house.all_failed([top for _, top, _ in graphs])
         if not failed:
             break
         for id in failed:
             if house.is_bundle(id):
                 graph_app.app.retry_failed(id)
-                continue
-            # It may follow a callback that was armed again, or vanished, with a bundle retried just now.
-            with suppress(NotFoundError, JobStateError):
+            else:
                 graph_app.app.reset(id)
         kill_children_until_all_is_done(house, worker, timeout=100 + len(graphs))
 
