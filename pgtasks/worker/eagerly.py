@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -93,7 +93,7 @@ def _eager(
             if outcome.kind != "retry":
                 break
     if outcome.kind == "replace" and outcome.result is not None:
-        return _run_replacement(app, new.id, outcome.result, taken)
+        return _run_replacement(app, new, outcome.result, taken, group, grow)
     state = JobState(outcome.kind)
     value = None
     if outcome.result is not None:
@@ -132,27 +132,53 @@ async def arun_graph_eagerly(app: App, graph: Graph) -> dict[str, EagerResult[An
     return await asyncio.to_thread(run_graph_eagerly, app, graph)
 
 
-def _run_replacement(app: App, id: str, text: str, taken: bool) -> EagerResult[Any]:
-    """Run what a job put in its place, whose last job has its id; ``taken``: somebody takes the result."""
+def _run_replacement(
+    app: App, replaced: NewJob, text: str, taken: bool, group: str | None, grow: Grow | None
+) -> EagerResult[Any]:
+    """Run what a job put in its place, whose last job has its id, and its place in a group that may grow.
+
+    Args:
+        app: where the tasks are.
+        replaced: the job.
+        text: the graph, as the job wrote it.
+        taken: somebody takes the result.
+        group: the id of the group that the job is a member of.
+        grow: runs more members of that group.
+    """
     graph = read_replacement(text)
     last = graph.jobs[-1]
+    if last.bundle_id is None and replaced.bundle_id is not None:
+        last.bundle_id = replaced.bundle_id
+        step = NewBundle(id=replaced.bundle_id, total=1, kind="step")
+        graph = graph._replace(bundles=[*graph.bundles, step])
     if taken:
         said = codec.decode(last.options, "options") if last.options else {}
         last.options = codec.encode({**said, "ignore_result": False}, "options")
-    eager = _EagerGraph(app, graph, id if taken else None)
-    result = eager.run()[id]
+    place = _Place(last.id, last.bundle_id, taken, group, grow)
+    eager = _EagerGraph(app, graph, place)
+    result = eager.run()[last.id]
     for child in eager.adopt():
         if child is not result:
             result.children.append(child)
     return result
 
 
+class _Place(NamedTuple):
+    """What is around a graph that took the place of a job."""
+
+    id: str  # the job's, and that of the graph's last
+    step: str | None  # the bundle of that one in the graph
+    taken: bool  # somebody takes its result
+    group: str | None
+    grow: Grow | None
+
+
 class _EagerGraph:
     """What the functions of schema/ do when members stop: count down, release, pass on errors."""
 
-    def __init__(self, app: App, graph: Graph, taken: str | None = None) -> None:
+    def __init__(self, app: App, graph: Graph, place: _Place | None = None) -> None:
         self._app = app
-        self._taken = taken  # the job whose result is taken by what is around this graph
+        self._place = place
         self._bundles = {one.id: one for one in graph.bundles}
         self._remaining = {one.id: one.total for one in graph.bundles}
         self._ended: dict[str, list[tuple[NewJob, EagerResult[Any]]]] = {}  # bundle id -> members
@@ -186,6 +212,13 @@ class _EagerGraph:
         self, bundle_id: str, graph: Graph, place_id: str
     ) -> Mapping[str, EagerResult[Any]] | None:
         """Run more members of a group, in the middle of one of its members; None if it is not here."""
+        place = self._place
+        if place is not None and bundle_id == place.step:
+            return (
+                None
+                if place.grow is None or place.group is None
+                else place.grow(place.group, graph, place_id)
+            )
         around = self._bundles.get(bundle_id)
         group = None if around is None else self._bundles.get(around.parent_id or around.id)
         if group is None:
@@ -202,6 +235,8 @@ class _EagerGraph:
         return self.run()
 
     def _group_of(self, job: NewJob) -> str | None:
+        if self._place is not None and job.id == self._place.id:
+            return self._place.group
         if job.bundle_id is None:
             return None
         bundle = self._bundles[job.bundle_id]
@@ -209,8 +244,10 @@ class _EagerGraph:
 
     def _is_taken(self, job: NewJob) -> bool:
         """Whether a job's result is handed on."""
-        if job.bundle_id is None or job.id == self._taken:
-            return job.id == self._taken
+        if self._place is not None and self._place.taken and job.id == self._place.id:
+            return True
+        if job.bundle_id is None:
+            return False
         around = (job.bundle_id, self._bundles[job.bundle_id].parent_id)
         return any(
             one.takes in ("result", "results")

@@ -23,6 +23,7 @@ from tests.fixtures.proj import (
     add_replaced,
     add_to_all_to_chord,
     anywhere,
+    becomes_growing,
     count,
     echo,
     fail,
@@ -181,7 +182,12 @@ def test_only_the_step_that_failed_calls_its_errback(anywhere: App):
 
 
 @pytest.mark.parametrize(
-    ("growing", "expected"), [(add_to_all_to_chord, [0, 5, 6, 7]), (add_chord_to_chord, [0, 18])]
+    ("growing", "expected"),
+    [
+        (add_to_all_to_chord, [0, 5, 6, 7]),
+        (add_chord_to_chord, [0, 18]),
+        (becomes_growing, [0, 18]),
+    ],
 )
 def test_a_member_adds_members(anywhere: App, growing: Any, expected: list[int]):
     c = chord([growing.s([1, 2, 3], 4)], identity.s())
