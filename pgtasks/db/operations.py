@@ -494,8 +494,7 @@ def cancel_jobs(
 
     Without ``terminate`` a running job goes on: a success still counts, a retry does not.
     """
-    blocked = yield from _blocked(ids)
-    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
+    blocked = yield from _lock_unblocked(ids)
     # What runs comes first: it is locked before any bundle.
     requested: list[str] = yield Statement(
         name="request_cancel",
@@ -523,14 +522,21 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 @repeatable
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
     """Cancel what waits among these, and return which."""
-    blocked = yield from _blocked(ids)
-    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
+    blocked = yield from _lock_unblocked(ids)
     return (yield from _cancel_waiting(ids, blocked, reason))
 
 
-def _blocked(ids: Sequence[str]) -> Steps[Rows]:
-    """Read which jobs wait for a bundle; before all else, so that one that is unblocked now is not missed."""
-    blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
+def _lock_unblocked(ids: Sequence[str]) -> Steps[Rows]:
+    """Lock these jobs but for those that wait for a bundle, and return those.
+
+    Read before, so that one that is unblocked now is not missed, and after, since what was locked
+    in the meantime may have been replaced by a graph, and wait for its end.
+    """
+    blocked: Rows = []
+    parameters = {"ids": sorted(ids)}
+    blocked += yield Statement(name="get_blocked", parameters=parameters, read=list)
+    yield Statement(name="lock_unblocked", parameters=parameters, read=no_rows)
+    blocked += yield Statement(name="get_blocked", parameters=parameters, read=list)
     return blocked
 
 
@@ -543,7 +549,7 @@ def _cancel_waiting(ids: Sequence[str], blocked: Rows, reason: str) -> Steps[lis
     if blocked:
         yield from _lock_bundles([row[1] for row in (*rows, *blocked)])
         # Only these: what was held before and is not now would be locked after the bundles.
-        blocked_ids = sorted(row[0] for row in blocked)
+        blocked_ids = sorted({row[0] for row in blocked})
         rows += yield Statement(
             name="cancel_waiting",
             parameters={**parameters, "ids": blocked_ids, "blocked": True},
