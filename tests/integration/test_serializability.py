@@ -1,6 +1,6 @@
 """Two transactions in every order, each against its own small scene: none may end as no serial order does.
 
-Also inside of the functions of the schema; see `tests/fixtures/schedules.py`. A failure prints the
+Also inside of the functions of the schema; see `tests/fixtures/stage.py`. A failure prints the
 schedule: one column a session, and between its statements the gates of its functions, as ``(1)``.
 """
 
@@ -20,8 +20,8 @@ from pgtasks.db.run import run
 from pgtasks.db.statements import Statement
 from tests.fixtures.database import RUN, WORKER, create, drop
 from tests.fixtures.database_model import assert_sound, read_tables
-from tests.fixtures.schedules import Ending, Script, Stage
 from tests.fixtures.simulated_worker import EVERYTHING
+from tests.fixtures.stage import Ending, Script, Stage
 
 Connection = psycopg.Connection[Any]
 
