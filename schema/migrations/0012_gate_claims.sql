@@ -1,0 +1,338 @@
+-- What claims and finishes do beyond taking and writing back: unique keys, limits, rates, turns and pauses. Jobs without
+-- any of them pass as before.
+
+-- Takes up to p_limit ready jobs of one queue for a worker, and records them under the token.
+--
+-- Each range is a stretch of the claim index: one priority beyond the last seq that was claimed
+-- there (the cursor), or, with a null p_after, the gap between two such priorities. Without cursors, under a
+-- held snapshot, every claim would re-read all dead entries from the beginning.
+--
+-- The ids are collected first and updated by `= any(array)`: a locking subquery that is joined may
+-- be run again by a nested loop, and then claims more than its limit. The settings keep the planner
+-- on the claim index and the primary key, also for a generic plan on a table never analysed.
+create or replace function pgtasks.claim_jobs(
+    p_queue text,
+    p_tasks text[],
+    p_high integer[],   -- priority at most, per range
+    p_low integer[],    -- priority at least
+    p_after bigint[],   -- seq greater than, for a range of one priority
+    p_limit integer,
+    p_token uuid,
+    p_worker_id bigint,
+    p_at_most_once boolean default false   -- all of these tasks are
+) returns table (
+    id text, seq bigint, priority integer, task text, args text, kwargs text, input text,
+    attempt integer, crashes integer, options text, bundle_id text, bundle_index integer, parent_id text,
+    root_id text, origin text, created_at double precision, start_at double precision,
+    expires_at double precision, expired boolean, attempts text
+)
+language plpgsql
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_sort = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_ids uuid[] := '{}';
+    v_more uuid[];
+    v_range integer;
+begin
+    for v_range in 1 .. cardinality(p_high) loop
+        if p_after[v_range] is not null then
+            v_more := array(
+                select j.id
+                from pgtasks.job j
+                where j.queue = p_queue
+                    and j.state = 'ready'
+                    and j.priority = p_high[v_range]
+                    and j.seq > p_after[v_range]
+                    and j.token is null
+                    and j.task = any(p_tasks)
+                order by j.priority desc, j.seq
+                limit p_limit - cardinality(v_ids)
+                for update skip locked
+            );
+        else
+            v_more := array(
+                select j.id
+                from pgtasks.job j
+                where j.queue = p_queue
+                    and j.state = 'ready'
+                    and j.priority <= p_high[v_range]
+                    and j.priority >= p_low[v_range]
+                    and j.token is null
+                    and j.task = any(p_tasks)
+                order by j.priority desc, j.seq
+                limit p_limit - cardinality(v_ids)
+                for update skip locked
+            );
+        end if;
+        v_ids := v_ids || v_more;
+        exit when cardinality(v_ids) >= p_limit;
+    end loop;
+
+    if cardinality(v_ids) = 0 then
+        return;
+    end if;
+
+    -- Durable like everything else: a claim that is lost with the server would let others run what this worker
+    -- is running, although no worker died (tests/chaos, restarts under load).
+    insert into pgtasks.claim (token, worker_id, queue, job_ids, at_most_once)
+    values (p_token, p_worker_id, p_queue, v_ids, p_at_most_once);
+
+    return query
+    update pgtasks.job j
+    set token = p_token,
+        worker_id = p_worker_id,
+        attempt = j.attempt + 1,
+        started_at = now()
+    where j.queue = p_queue
+        and j.id = any(v_ids)
+    returning
+        j.id::text, j.seq, j.priority, j.task, j.args, j.kwargs, j.input,
+        j.attempt, j.crashes, j.options::text, j.bundle_id::text, j.bundle_index, j.parent_id::text,
+        j.root_id::text, j.origin, extract(epoch from j.created_at)::double precision,
+        extract(epoch from j.start_at)::double precision,
+        extract(epoch from j.expires_at)::double precision,
+        coalesce(j.expires_at <= now(), false), j.attempts::text;
+end
+$$;
+
+-- Says of each queue whether a job of these tasks is ready, and in how many seconds the next scheduled one is due.
+-- Of hot queues the asker knows better whether something is ready: there the answer is null. The settings and
+-- the order force the claim index also for a table that was never analysed. The one with two arguments stays for
+-- workers of the release before.
+create or replace function pgtasks.look(p_queues text[], p_tasks text[], p_hot text[])
+returns table (queue text, ready boolean, due_in double precision)
+language plpgsql stable
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select
+        q.name,
+        case
+            when q.name = any(p_hot) then null
+            else coalesce((
+                select true
+                from pgtasks.job j
+                where j.queue = q.name and j.state = 'ready' and j.token is null and j.task = any(p_tasks)
+                order by j.priority desc, j.seq
+                limit 1
+            ), false)
+        end,
+        extract(epoch from (
+            select j.start_at
+            from pgtasks.job j
+            where j.queue = q.name and j.state = 'scheduled'
+            order by j.start_at
+            limit 1
+        ) - now())::double precision
+    from unnest(p_queues) as q (name);
+end
+$$;
+
+-- Writes the outcomes of one queue: the first step of finish_jobs, whose arguments it has.
+--
+-- Rows are found by `= any(array)` and joined with their outcomes by hash, nothing else: a nested loop of the
+-- batch with the table becomes a scan of the whole table where statistics say that it is empty (analysed
+-- while a bulk insert was not committed): measured 1 to 2 ms a job.
+create or replace function pgtasks.finish_queue(
+    p_of text,
+    p_queue text[],
+    p_id uuid[],
+    p_token uuid[],
+    p_outcome text[],
+    p_result text[],
+    p_error jsonb[],
+    p_delay double precision[],
+    p_age double precision[],
+    p_keep boolean[],
+    out ids text[],
+    out retried text[],
+    out bundle_ids uuid[],
+    out failed boolean[]
+)
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_mergejoin = off
+set enable_nestloop = off
+set enable_hashjoin = on   -- the caller's is off, and would hold here
+-- What is switched off costs 1e10 where it is the only way, and jit would compile it: 640 ms.
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+    retried := '{}';
+    if 'retry' = any(p_outcome) then
+        with outcome as (
+            select o.*
+            from unnest(p_queue, p_id, p_token, p_outcome, p_error, p_delay, p_age)
+                as o (queue, id, token, outcome, error, delay, age)
+            where o.queue = p_of and o.outcome = 'retry'
+        ), retried as (
+            update pgtasks.job j
+            set state = case when o.delay > 0 then 'scheduled' else 'ready' end,
+                start_at = now() + o.delay * interval '1 second',
+                seq = nextval('pgtasks.job_seq'),
+                attempts = coalesce(j.attempts, '[]') || jsonb_build_object(
+                    'attempt', j.attempt,
+                    'worker_id', j.worker_id,
+                    'started_at', now() - o.age * interval '1 second',
+                    'stopped_at', now(),
+                    'error', o.error
+                ),
+                token = null,
+                worker_id = null,
+                started_at = null
+            from outcome o
+            where j.queue = p_of
+                and j.id = any(p_id)
+                and j.id = o.id
+                and j.token = o.token
+                and not j.cancel_requested
+            returning j.id::text as id
+        )
+        select coalesce(array_agg(r.id), '{}') into retried from retried r;
+    end if;
+
+    with outcome as (
+        select o.*
+        from unnest(p_queue, p_id, p_token, p_outcome, p_result, p_error, p_age, p_keep)
+            as o (queue, id, token, outcome, result, error, age, keep)
+        where o.queue = p_of
+    ), gone as (
+        delete from pgtasks.job j
+        using outcome o
+        where j.queue = p_of
+            and j.id = any(p_id)
+            and j.id = o.id
+            and j.token = o.token
+            and (o.outcome <> 'retry' or j.cancel_requested)
+        returning
+            j.*, case o.outcome when 'retry' then 'cancelled' else o.outcome end as outcome,
+            o.result, o.error, o.age, o.keep
+    ), written as (
+        insert into pgtasks.job_history (
+            id, queue, state, priority, created_at, start_at, expires_at, started_at, task, args, kwargs,
+            options, origin, parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes,
+            input, reason, crashes, attempts, attempt, worker_id, result, error
+        )
+        select
+            g.id, g.queue, g.outcome, g.priority, g.created_at, g.start_at, g.expires_at,
+            now() - g.age * interval '1 second', g.task, g.args, g.kwargs, g.options, g.origin,
+            g.parent_id, g.root_id, g.bundle_id, g.bundle_index, g.after_bundle_id, g.after_on, g.takes,
+            g.input, g.reason,
+            -- The crash that led to quarantine was not counted yet.
+            g.crashes + case when g.outcome = 'quarantined' and g.age is not null then 1 else 0 end, g.attempts,
+            -- One that was claimed and never begun has not been attempted.
+            g.attempt - case when g.age is null then 1 else 0 end, g.worker_id, g.result, g.error
+        from gone g
+        -- A member's place in the results of its bundle is kept in any case.
+        where g.keep or g.bundle_id is not null
+    )
+    select
+        coalesce(array_agg(g.id::text), '{}'),
+        coalesce(array_agg(g.bundle_id) filter (where g.bundle_id is not null), '{}'),
+        coalesce(array_agg(g.outcome <> 'succeeded') filter (where g.bundle_id is not null), '{}')
+    into ids, bundle_ids, failed
+    from gone g;
+end
+$$;
+
+-- Writes outcomes back: one transaction for a whole batch, in three steps (jobs, bundles, waiters).
+--
+-- One entry a job in every array, sorted by id. p_outcome: 'succeeded', 'failed', 'expired',
+-- 'quarantined', 'cancelled', 'retry' (ready again after p_delay seconds; one whose cancel was
+-- requested is cancelled instead), or 'replace' (p_result is the graph, see replace_job; likewise). p_keep false:
+-- nothing is kept of it, unless it is in a bundle. p_age: seconds since the attempt
+-- began, null: it did not. p_claims: claim batches of which nothing is left.
+--
+-- Only rows that still carry the token are touched; their ids come back. The others are late finishes
+-- of a claim that was lost, and change nothing.
+create or replace function pgtasks.finish_jobs(
+    p_queue text[],
+    p_id uuid[],
+    p_token uuid[],
+    p_outcome text[],
+    p_result text[],
+    p_error jsonb[],
+    p_delay double precision[],
+    p_age double precision[],
+    p_keep boolean[],
+    p_claims uuid[]
+) returns setof text
+language plpgsql
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+    v_queue text;
+    v_ids text[];
+    v_queue_retried text[];
+    v_bundle_ids uuid[];
+    v_failed boolean[];
+    v_outcome text[] := p_outcome;
+    v_all_ids text[] := '{}';
+    v_all_bundle_ids uuid[] := '{}';
+    v_all_failed boolean[] := '{}';
+    v_retried text[] := '{}';
+begin
+    -- A batch of one queue without a retry is written in the order of its ids; others are locked so before.
+    if 'retry' = any(p_outcome) or 'replace' = any(p_outcome) or p_queue[1] <> any(p_queue) then
+        perform from pgtasks.job j where j.id = any(p_id) and j.token = any(p_token) order by j.id for update;
+    end if;
+
+    if 'replace' = any(p_outcome) then
+        for v_n in 1 .. cardinality(p_id) loop
+            continue when p_outcome[v_n] <> 'replace';
+            if pgtasks.replace_job(p_queue[v_n], p_id[v_n], p_token[v_n], p_result[v_n]::jsonb) then
+                v_retried := v_retried || p_id[v_n]::text;
+            else
+                v_outcome[v_n] := 'retry';   -- whose cancel was requested, or whose token is another
+            end if;
+        end loop;
+    end if;
+
+    for v_queue in select distinct q from unnest(p_queue) q order by q loop
+        select f.ids, f.retried, f.bundle_ids, f.failed
+        into v_ids, v_queue_retried, v_bundle_ids, v_failed
+        from pgtasks.finish_queue(
+            v_queue, p_queue, p_id, p_token, v_outcome, p_result, p_error, p_delay, p_age, p_keep
+        ) f;
+        v_retried := v_retried || v_queue_retried;
+        v_all_ids := v_all_ids || v_ids;
+        v_all_bundle_ids := v_all_bundle_ids || v_bundle_ids;
+        v_all_failed := v_all_failed || v_failed;
+    end loop;
+
+    if cardinality(v_all_bundle_ids) > 0 then
+        perform pgtasks.count_down(v_all_bundle_ids, v_all_failed);
+    end if;
+
+    if cardinality(p_claims) > 0 then
+        delete from pgtasks.claim c where c.token = any(p_claims);
+    end if;
+
+    perform pgtasks.tell_stopped(v_all_ids, false);
+    perform pgtasks.tell_stopped(v_retried, true);
+    return query select unnest(v_all_ids || v_retried);
+end
+$$;
