@@ -3,6 +3,7 @@
 from pgtasks.app import App
 from pgtasks.canvas import Partial, Signature, chain, chord, chunks, group, signature
 from pgtasks.context import current_app, current_job, current_request
+from pgtasks.crontab import crontab
 from pgtasks.eager import EagerResult
 from pgtasks.errors import (
     Cancelled,
@@ -28,6 +29,7 @@ from pgtasks.errors import (
     Reject,
     ResultTimeoutError,
     Retry,
+    ScheduleError,
     SchemaError,
     SoftTimeLimitExceeded,
     TaskExistsError,
@@ -45,6 +47,7 @@ from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
 from pgtasks.retry import expo, fixed, linear
+from pgtasks.schedule import Schedule, every
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__
 
@@ -66,6 +69,9 @@ __all__ = [
     "group",
     "linear",
     "signature",
+    # When a task runs of its own accord
+    "crontab",
+    "every",
     # What was enqueued
     "AsyncResult",
     "EagerResult",
@@ -79,6 +85,7 @@ __all__ = [
     "JobFilter",
     "JobState",
     "Progress",
+    "Schedule",
     "Status",
     # From inside of a task
     "Cancelled",
@@ -112,6 +119,7 @@ __all__ = [
     "NotFoundError",
     "PgTasksError",
     "ResultTimeoutError",
+    "ScheduleError",
     "SchemaError",
     "TaskExistsError",
     "TaskFailedError",

@@ -16,15 +16,15 @@ wall: they are counted from 1970-01-01 00:00 UTC, so that all workers agree, and
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from calendar import monthrange
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from functools import cache, lru_cache
-from typing import Any, Literal, cast
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cache
+from itertools import islice
+from typing import Any, Literal
 
 import msgspec
 
+from pgtasks.cron import SECOND, end_of_repeated, instant_of, read_line
 from pgtasks.errors import ConfigurationError
 
 CatchUp = Literal["skip", "one", "all"]
@@ -39,16 +39,10 @@ SHORTEST, LONGEST = 0.1, 366 * 86400.0  # of an interval, in seconds
 MAX_SPEC = 1000  # characters; the schema has the same limit
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND, SECOND, DAY = timedelta(microseconds=1), timedelta(seconds=1), timedelta(days=1)
-# After so many years a calendar begins anew, weekdays included: what does not come in them never comes.
-CALENDAR_YEARS = 400
+MICROSECOND = timedelta(microseconds=1)
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|sec|m|min|h|d|w)?")
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-# croniter takes more than it keeps: it reads 15W as 15, and R as a number of chance that each worker draws anew.
-FIELD = re.compile(r"(?:[0-9*/,?#-]|L(?![A-Z])|[A-Z]{3})+")
-ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
-FIELDS = ("minute", "hour", "day-of-month", "month", "day-of-week", "second")
 
 
 class Every(msgspec.Struct, frozen=True):
@@ -86,14 +80,14 @@ class Cron(msgspec.Struct, frozen=True):
 
     def after(self, moment: datetime, zone: tzinfo) -> datetime:
         """Return the first tick after a moment; ConfigurationError if there is none."""
-        days = _days_and_times(self.line, self.both)
+        days = read_line(self.line, self.both)
         local = moment.astimezone(zone)
         naive = local.replace(tzinfo=None, microsecond=0, fold=0)
         if local.fold:  # all of this hour was there before
-            naive = _end_of_repeated(naive, zone) - SECOND
+            naive = end_of_repeated(naive, zone) - SECOND
         while True:
             naive = days.after(naive)
-            tick = _instant(naive, zone)
+            tick = instant_of(naive, zone)
             if tick > moment:
                 return tick
 
@@ -129,7 +123,7 @@ def cron(line: str, *, both: bool = False) -> Cron:
         ConfigurationError: it is none, or it never comes, as the 30th of February.
     """
     line = " ".join(line.split())
-    _days_and_times(line, both).after(datetime(2000, 1, 1))  # noqa: DTZ001 (a time on the wall)
+    read_line(line, both).after(datetime(2000, 1, 1))  # noqa: DTZ001 (a time on the wall)
     return Cron(line, both)
 
 
@@ -205,6 +199,80 @@ def check_catch_up(value: object) -> None:
         )
 
 
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule as it stands in the database.
+
+    Attributes:
+        spec: a cron line, ``every 30s``, or ``crontab …``; see `pgtasks.schedule`.
+        next_at: the next tick; None: not computed yet.
+        last_at: the last tick that was enqueued, and ``last_job_id`` its job.
+        declared_by: "code", or "hand".
+        undeclared_at: since when no live worker has it in its code: it does not tick.
+        overrides: what was edited of one from code.
+        error: why it does not tick.
+        now: the database's clock when this was read.
+    """
+
+    name: str
+    task: str
+    args_json: str
+    kwargs_json: str
+    queue: str | None
+    priority: int | None
+    expires: float | None
+    options: Mapping[str, Any] | None
+    origin: str | None
+    spec: str
+    timezone: str
+    catch_up: str
+    next_at: datetime | None
+    last_at: datetime | None
+    last_job_id: str | None
+    paused_at: datetime | None
+    paused_by: str | None
+    declared_by: str
+    app: str | None
+    undeclared_at: datetime | None
+    overrides: Mapping[str, Any] | None
+    error: str | None
+    now: datetime
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Schedule:
+        """Build one from the columns of list_schedules."""
+        return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
+
+    @property
+    def state(self) -> str:
+        """One word: paused, undeclared (in no live worker's code), error, or active."""
+        if self.paused_at is not None:
+            return "paused"
+        if self.undeclared_at is not None:
+            return "undeclared"
+        return "active" if self.problem is None else "error"
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not tick, as the database says or the row itself shows; None: it does."""
+        try:
+            plan(self.spec, self.timezone, self.catch_up, None, self.now)
+        except ConfigurationError as error:
+            return str(error)
+        return self.error
+
+    def next_ticks(self, count: int = 5) -> list[datetime]:
+        """Return the next ticks, in UTC, as if it were active; none if the row cannot be read."""
+        try:
+            # After a step back of the clock the next one is not the first that the calendar has.
+            waits = self.next_at is not None and self.paused_at is None
+            after = (
+                max(self.now, self.next_at - MICROSECOND) if waits and self.next_at else self.now
+            )
+            return list(islice(next_ticks(parse_spec(self.spec), self.timezone, after), count))
+        except ConfigurationError:
+            return []
+
+
 # What is due
 
 
@@ -265,163 +333,3 @@ def next_ticks(spec: Spec, timezone: str, after: datetime) -> Iterator[datetime]
         except ConfigurationError:
             return
         yield after
-
-
-# A cron line on the calendar
-
-
-class _DaysAndTimes:
-    """A cron line without time zone: on which days, at which times of them.
-
-    Args:
-        fields: what croniter makes of the line: numbers, or "*", for each field.
-        nth: day of the week -> which of that month: numbers, or "l" for the last.
-        both: where both days are restricted both must fit.
-        line: for messages.
-    """
-
-    def __init__(
-        self,
-        fields: Sequence[Sequence[int | str]],
-        nth: Mapping[int, Any],
-        both: bool,
-        line: str,
-    ) -> None:
-        self._minutes = _numbers(fields[0], range(60))
-        self._hours = _numbers(fields[1], range(24))
-        self._days = None if fields[2][0] == "*" else set(fields[2])
-        self._months = set(_numbers(fields[3], range(1, 13)))
-        self._weekdays = None if fields[4][0] == "*" else set(cast("Sequence[int]", fields[4]))
-        self._seconds = _numbers(fields[5], range(60)) if len(fields) > 5 else [0]
-        self._nth = nth
-        self._both = both
-        self._line = line
-        self._first = time(self._hours[0], self._minutes[0], self._seconds[0])
-        self._days_of = lru_cache(8)(self._find_days)  # (year, month)
-
-    def after(self, moment: datetime) -> datetime:
-        """Return the first that comes after a time on the wall; ConfigurationError if none does."""
-        moment += SECOND
-        day = moment.date()
-        if day.day in self._days_of(day.year, day.month):
-            found = self._time_from(moment.hour, moment.minute, moment.second)
-            if found is not None:
-                return datetime.combine(day, found)
-        year, month, least = day.year, day.month, day.day + 1
-        for _ in range(12 * CALENDAR_YEARS + 1):
-            if month in self._months:
-                days = self._days_of(year, month)
-                place = bisect_left(days, least)
-                if place < len(days):
-                    return datetime.combine(date(year, month, days[place]), self._first)
-            year, month, least = (year, month + 1, 1) if month < 12 else (year + 1, 1, 1)
-            if year > 9998:
-                break
-        raise ConfigurationError(f"cron line {self._line!r} never comes: no month has such a day")
-
-    def _time_from(self, hour: int, minute: int, second: int) -> time | None:
-        """Return the first time of a day from this one on."""
-        for one in self._hours[bisect_left(self._hours, hour) :]:
-            if one > hour:
-                return time(one, self._minutes[0], self._seconds[0])
-            for other in self._minutes[bisect_left(self._minutes, minute) :]:
-                if other > minute:
-                    return time(one, other, self._seconds[0])
-                place = bisect_left(self._seconds, second)
-                if place < len(self._seconds):
-                    return time(one, other, self._seconds[place])
-        return None
-
-    def _find_days(self, year: int, month: int) -> list[int]:
-        """Return the days of a month that fit."""
-        if month not in self._months:
-            return []
-        weekday, last = monthrange(year, month)  # of the first; Monday is 0
-        if self._days is None and self._weekdays is None:
-            return list(range(1, last + 1))
-        of_month = {
-            day for day in range(1, last + 1) if self._days is None or self._is_day(day, last)
-        }
-        of_week = {
-            day
-            for day in range(1, last + 1)
-            if self._weekdays is None or self._is_weekday(day, (weekday + day) % 7, last)
-        }
-        either = self._days is not None and self._weekdays is not None and not self._both
-        return sorted(of_month | of_week if either else of_month & of_week)
-
-    def _is_day(self, day: int, last: int) -> bool:
-        assert self._days is not None
-        return day in self._days or (day == last and "l" in self._days)
-
-    def _is_weekday(self, day: int, weekday: int, last: int) -> bool:
-        """Whether a day fits; Sunday is 0."""
-        assert self._weekdays is not None
-        if weekday not in self._weekdays:
-            return False
-        which = self._nth.get(weekday)
-        return not which or (day - 1) // 7 + 1 in which or ("l" in which and day + 7 > last)
-
-
-def _numbers(field: Sequence[int | str], whole: range) -> list[int]:
-    return list(whole) if field[0] == "*" else sorted({int(one) for one in field})
-
-
-@lru_cache(10_000)
-def _days_and_times(line: str, both: bool) -> _DaysAndTimes:
-    """Read a line; ConfigurationError if it is none."""
-    fields = line.split()
-    if line.lower() not in ALIASES:
-        if len(fields) not in (5, 6):
-            raise ConfigurationError(
-                "a cron line has five fields (minute hour day-of-month month day-of-week), and the second as the "
-                f"sixth if it has one, found {len(fields)} in {line!r:.80}"
-            )
-        for name, field in zip(FIELDS, fields, strict=False):
-            if not FIELD.fullmatch(field.upper()):
-                raise ConfigurationError(
-                    f"the {name} of cron line {line!r:.80} is no field: expected numbers, names, * - , / # or L, "
-                    f"found {field!r:.80}"
-                )
-    from croniter import CroniterError, croniter  # 0.05 s, and not every program has a cron line
-
-    try:
-        expanded, nth = croniter.expand(line.lower())
-    except (CroniterError, ValueError, LookupError) as error:
-        raise ConfigurationError(f"{line!r:.80} is no cron line: {error}") from None
-    return _DaysAndTimes(expanded, nth, both, line)
-
-
-# From the wall to UTC
-
-
-def _instant(naive: datetime, zone: tzinfo) -> datetime:
-    """Return when a clock on the wall shows this first; if it never does, when it jumps over that."""
-    found = naive.replace(tzinfo=zone).astimezone(UTC)
-    if found.astimezone(zone).replace(tzinfo=None, fold=0) == naive:
-        return found
-    # In a gap the two readings lie around the jump: that by the new offset before it, that by the old one after.
-    other = naive.replace(tzinfo=zone, fold=1).astimezone(UTC)
-    return _change_between(min(found, other), max(found, other), zone)
-
-
-def _end_of_repeated(naive: datetime, zone: tzinfo) -> datetime:
-    """Return until when, on the wall, the clock shows for the second time what it showed before."""
-    first = naive.replace(tzinfo=zone)
-    second = naive.replace(tzinfo=zone, fold=1)
-    change = _change_between(first.astimezone(UTC), second.astimezone(UTC), zone)
-    offset = first.utcoffset()
-    assert offset is not None
-    return (change + offset).replace(tzinfo=None)
-
-
-def _change_between(low: datetime, high: datetime, zone: tzinfo) -> datetime:
-    """Return the first moment after low, and up to high, at which the offset of high holds."""
-    new = high.astimezone(zone).utcoffset()
-    while high - low > SECOND:
-        middle = low + (high - low) // SECOND // 2 * SECOND
-        if middle.astimezone(zone).utcoffset() == new:
-            high = middle
-        else:
-            low = middle
-    return high

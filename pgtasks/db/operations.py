@@ -28,6 +28,7 @@ from pgtasks.job import (
     place_members,
 )
 from pgtasks.progress import Progress
+from pgtasks.schedule import Schedule
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -682,24 +683,93 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
 
 
 def register_worker(
-    description: Mapping[str, object], tasks: Sequence[tuple[str, str, int]]
-) -> Steps[int]:
-    """Add a worker and publish its tasks, and return its id.
+    description: Mapping[str, object],
+    tasks: Sequence[tuple[str, str, int]],
+    app: str,
+    schedules: str,
+    age: float,
+) -> Steps[tuple[int, list[str]]]:
+    """Add a worker, publish its tasks and declare its schedules.
 
     Args:
         description: the columns of its row.
         tasks: name, queue and priority of each task that it knows.
+        app: whose schedules these are.
+        schedules: name -> definition, as JSON.
+        age: seconds since its process began.
+
+    Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
-    names, queues, priorities = zip(*tasks, strict=True)
-    yield Statement(
-        name="publish_tasks",
-        parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
-        read=no_rows,
-    )
+    if tasks:
+        names, queues, priorities = zip(*tasks, strict=True)
+        yield Statement(
+            name="publish_tasks",
+            parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
+            read=no_rows,
+        )
     worker_id: int = yield Statement(
         name="register_worker", parameters=description, read=_only_value
     )
-    return worker_id
+    by_hand: list[str] = yield Statement(
+        name="declare_schedules",
+        parameters={"worker_id": worker_id, "app": app, "age": age, "definitions": schedules},
+        read=_only_value,
+    )
+    return worker_id, by_hand
+
+
+# Schedules
+
+
+def list_schedules(names: Sequence[str] | None = None) -> Statement[list[Schedule]]:
+    """Read schedules by name, all or some."""
+    return Statement(
+        name="list_schedules",
+        parameters={"names": None if names is None else list(names)},
+        read=lambda rows: [Schedule.from_row(row) for row in rows],
+    )
+
+
+def add_schedule(name: str, said: str) -> Statement[bool]:
+    """Add a schedule by hand; False: there is one of that name."""
+    return Statement(name="add_schedule", parameters={"name": name, "said": said}, read=_only_value)
+
+
+def edit_schedule(name: str, changes: str, *, forget: bool) -> Statement[bool]:
+    """Change a schedule; False: there is none of that name."""
+    return Statement(
+        name="edit_schedule",
+        parameters={"name": name, "changes": changes, "forget": forget},
+        read=_only_value,
+    )
+
+
+def pause_schedules(names: Sequence[str], by: str | None) -> Statement[list[str]]:
+    """Let schedules tick no more; reads which there are."""
+    return Statement(
+        name="pause_schedules", parameters={"names": list(names), "by": by}, read=_only_value
+    )
+
+
+def resume_schedules(names: Sequence[str]) -> Statement[list[str]]:
+    """Let schedules tick again; reads which there are."""
+    return Statement(name="resume_schedules", parameters={"names": list(names)}, read=_only_value)
+
+
+def run_schedule(name: str) -> Statement[str | None]:
+    """Enqueue a schedule's job now and read its id; None: there is no such schedule."""
+    return Statement(name="run_schedule", parameters={"name": name}, read=_only_value)
+
+
+def remove_schedules(names: Sequence[str]) -> Steps[tuple[list[str], list[str]]]:
+    """Remove schedules; reads which of these are unknown, and which a live worker has in its code."""
+    known: list[Schedule] = yield list_schedules(names)
+    removed: list[str] = yield Statement(
+        name="remove_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    there = {one.name for one in known}
+    unknown = [name for name in names if name not in there and name not in removed]
+    return unknown, [name for name in names if name in there and name not in removed]
 
 
 # Listeners
