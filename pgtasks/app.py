@@ -17,7 +17,7 @@ from pgtasks.context import app_var, connection_var, having, remember_app
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.management import Management
 from pgtasks.options import check_limits
-from pgtasks.schedules import Scheduling
+from pgtasks.scheduling import Scheduling
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener

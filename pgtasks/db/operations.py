@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
-from pgtasks.errors import JobStateError, NotFoundError
+from pgtasks.errors import JobStateError, NotFoundError, ScheduleError
 from pgtasks.ids import id_time
 from pgtasks.job import (
     Bundle,
@@ -730,46 +730,86 @@ def list_schedules(names: Sequence[str] | None = None) -> Statement[list[Schedul
     )
 
 
-def add_schedule(name: str, said: str) -> Statement[bool]:
-    """Add a schedule by hand; False: there is one of that name."""
-    return Statement(name="add_schedule", parameters={"name": name, "said": said}, read=_only_value)
+def get_schedule(name: str) -> Steps[Schedule]:
+    """Read one schedule; NotFoundError if there is none."""
+    found: list[Schedule] = yield list_schedules([name])
+    _all_schedules([name], [one.name for one in found])
+    return found[0]
 
 
-def edit_schedule(name: str, changes: str, *, forget: bool) -> Statement[bool]:
-    """Change a schedule; False: there is none of that name."""
-    return Statement(
+def add_schedule(name: str, said: str) -> Steps[None]:
+    """Add a schedule by hand; ScheduleError if there is one of that name."""
+    added = yield Statement(
+        name="add_schedule", parameters={"name": name, "said": said}, read=_only_value
+    )
+    if not added:
+        raise ScheduleError(
+            f"there is a schedule {name!r} already: edit it, or remove it first (pgtasks schedules show {name!r})"
+        )
+
+
+def edit_schedule(name: str, changes: str, *, forget: bool) -> Steps[None]:
+    """Change a schedule; NotFoundError if there is none of that name."""
+    found = yield Statement(
         name="edit_schedule",
         parameters={"name": name, "changes": changes, "forget": forget},
         read=_only_value,
     )
+    _all_schedules([name], [name] if found else [])
 
 
-def pause_schedules(names: Sequence[str], by: str | None) -> Statement[list[str]]:
-    """Let schedules tick no more; reads which there are."""
-    return Statement(
+def pause_schedules(names: Sequence[str], by: str | None) -> Steps[None]:
+    """Let schedules tick no more; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
         name="pause_schedules", parameters={"names": list(names), "by": by}, read=_only_value
     )
+    _all_schedules(names, found)
 
 
-def resume_schedules(names: Sequence[str]) -> Statement[list[str]]:
-    """Let schedules tick again; reads which there are."""
-    return Statement(name="resume_schedules", parameters={"names": list(names)}, read=_only_value)
+def resume_schedules(names: Sequence[str]) -> Steps[None]:
+    """Let schedules tick again; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
+        name="resume_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    _all_schedules(names, found)
 
 
-def run_schedule(name: str) -> Statement[str | None]:
-    """Enqueue a schedule's job now and read its id; None: there is no such schedule."""
-    return Statement(name="run_schedule", parameters={"name": name}, read=_only_value)
+def run_schedule(name: str) -> Statement[str]:
+    """Enqueue a schedule's job now and read its id; NotFoundError if there is no such schedule."""
+
+    def read(rows: Rows) -> str:
+        _all_schedules([name], [name] if rows[0][0] else [])
+        return str(rows[0][0])
+
+    return Statement(name="run_schedule", parameters={"name": name}, read=read)
 
 
-def remove_schedules(names: Sequence[str]) -> Steps[tuple[list[str], list[str]]]:
-    """Remove schedules; reads which of these are unknown, and which a live worker has in its code."""
+def remove_schedules(names: Sequence[str]) -> Steps[None]:
+    """Remove schedules.
+
+    Raises:
+        NotFoundError: there is none of one of these names; nothing is removed.
+        ScheduleError: a live worker has one of them in its code; nothing is removed.
+    """
     known: list[Schedule] = yield list_schedules(names)
+    _all_schedules(names, [one.name for one in known])
     removed: list[str] = yield Statement(
         name="remove_schedules", parameters={"names": list(names)}, read=_only_value
     )
-    there = {one.name for one in known}
-    unknown = [name for name in names if name not in there and name not in removed]
-    return unknown, [name for name in names if name in there and name not in removed]
+    declared = sorted(set(names) - set(removed))
+    if declared:
+        raise ScheduleError(
+            f"a live worker has schedule {', '.join(map(repr, declared))} in its code, and would bring it back: take "
+            "it out there, or pause it"
+        )
+
+
+def _all_schedules(names: Iterable[str], found: Iterable[str]) -> None:
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise NotFoundError(
+            f"there is no schedule {', '.join(map(repr, missing))}: see 'pgtasks schedules list'"
+        )
 
 
 # Listeners

@@ -20,7 +20,8 @@ from pgtasks import (
 )
 from pgtasks.eager import EagerGroupResult
 from pgtasks.registry import Registry
-from pgtasks.schedules import Schedules, Scheduling
+from pgtasks.schedules import Schedules
+from pgtasks.scheduling import Scheduling
 
 CLASSES = [
     App,
