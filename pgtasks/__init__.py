@@ -3,7 +3,6 @@
 from pgtasks.app import App
 from pgtasks.canvas import Partial, Signature, chain, chord, chunks, group, signature
 from pgtasks.context import current_app, current_job, current_request
-from pgtasks.crontab import crontab
 from pgtasks.eager import EagerResult
 from pgtasks.errors import (
     Cancelled,
@@ -47,7 +46,7 @@ from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
 from pgtasks.retry import expo, fixed, linear
-from pgtasks.schedule import Schedule, every
+from pgtasks.schedule import Schedule, crontab, every
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__
 

@@ -141,7 +141,7 @@ def read_line(line: str, both: bool) -> DaysAndTimes:
     try:
         expanded, nth = croniter.expand(line.lower())
     except (CroniterError, ValueError, LookupError) as error:
-        raise ConfigurationError(f"{line!r:.80} is no cron line: {error}") from None
+        raise ConfigurationError(f"{line!r:.80} is no cron line: {error!s:.200}") from None
     return DaysAndTimes(expanded, nth, both, line)
 
 

@@ -1,49 +1,34 @@
-"""Celery's ``crontab(minute=…, hour=…, …)``, as a cron line. Pure."""
+"""The fields of Celery's ``crontab(minute=…, hour=…, …)``, as cron writes them. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pgtasks.errors import ConfigurationError
-from pgtasks.schedule import Cron, cron
 
-Field = str | int | Iterable[int]
+if TYPE_CHECKING:
+    from pgtasks.schedule import Field
 
 PART = re.compile(
     r"(?:(?P<all>\*)|(?P<first>[a-z0-9]+)(?:-(?P<last>[a-z0-9]+))?)(?:/(?P<step>\d+))?"
 )
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+# Least, most, names.
+FIELDS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "minute": (0, 59, ()),
+    "hour": (0, 23, ()),
+    "day_of_week": (0, 6, WEEKDAYS),
+    "day_of_month": (1, 31, ()),
+    "month_of_year": (1, 12, MONTHS),
+}
 
 
-def crontab(
-    minute: Field = "*",
-    hour: Field = "*",
-    day_of_week: Field = "*",
-    day_of_month: Field = "*",
-    month_of_year: Field = "*",
-) -> Cron:
-    """Describe a schedule as Celery does: ``crontab(minute=0, hour="*/3", day_of_week="mon-fri")``.
-
-    Each argument is a number, a collection of numbers, or text such as ``*/15``, ``1-7,15``, ``fri-mon``. A day
-    must fit both ``day_of_week`` and ``day_of_month``: in Celery it does, in a cron line either is enough.
-
-    Raises:
-        ConfigurationError: a field is none, or no day fits.
-    """
-    fields = [
-        _field("minute", minute, 0, 59),
-        _field("hour", hour, 0, 23),
-        _field("day_of_month", day_of_month, 1, 31),
-        _field("month_of_year", month_of_year, 1, 12, MONTHS),
-        _field("day_of_week", day_of_week, 0, 6, WEEKDAYS),
-    ]
-    return cron(" ".join(fields), both=fields[2] != "*" and fields[4] != "*")
-
-
-def _field(name: str, value: Field, least: int, most: int, names: tuple[str, ...] = ()) -> str:
-    """Return a field as cron writes it."""
+def field_of(name: str, value: Field) -> str:
+    """Return a field as cron writes it; ConfigurationError if it is none."""
+    least, most, names = FIELDS[name]
     found: set[int] = set()
     match value:
         case str():
@@ -53,8 +38,6 @@ def _field(name: str, value: Field, least: int, most: int, names: tuple[str, ...
             found.add(value)
         case _:
             found.update(_collection(name, value))
-    if found == {7} and names == WEEKDAYS:  # Celery knows no 7, cron does
-        found = {0}
     if not found or not all(type(one) is int and least <= one <= most for one in found):
         raise _wrong(name, value, least, most)
     if len(found) == most - least + 1:

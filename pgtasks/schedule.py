@@ -16,7 +16,7 @@ wall: they are counted from 1970-01-01 00:00 UTC, so that all workers agree, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
 from itertools import islice
@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from pgtasks.cron import SECOND, end_of_repeated, instant_of, read_line
 from pgtasks.errors import ConfigurationError
 
 CatchUp = Literal["skip", "one", "all"]
@@ -41,7 +40,7 @@ MAX_SPEC = 1000  # characters; the schema has the same limit
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
-DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|sec|m|min|h|d|w)?")
+DURATION = r"(\d+(?:\.\d+)?) ?(s|sec|m|min|h|d|w)?"
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -80,6 +79,8 @@ class Cron(msgspec.Struct, frozen=True):
 
     def after(self, moment: datetime, zone: tzinfo) -> datetime:
         """Return the first tick after a moment; ConfigurationError if there is none."""
+        from pgtasks.cron import SECOND, end_of_repeated, instant_of, read_line
+
         days = read_line(self.line, self.both)
         local = moment.astimezone(zone)
         naive = local.replace(tzinfo=None, microsecond=0, fold=0)
@@ -122,9 +123,40 @@ def cron(line: str, *, both: bool = False) -> Cron:
     Raises:
         ConfigurationError: it is none, or it never comes, as the 30th of February.
     """
+    from pgtasks.cron import read_line
+
     line = " ".join(line.split())
     read_line(line, both).after(datetime(2000, 1, 1))  # noqa: DTZ001 (a time on the wall)
     return Cron(line, both)
+
+
+Field = str | int | Iterable[int]
+
+
+def crontab(
+    minute: Field = "*",
+    hour: Field = "*",
+    day_of_week: Field = "*",
+    day_of_month: Field = "*",
+    month_of_year: Field = "*",
+) -> Cron:
+    """Describe a schedule as Celery does: ``crontab(minute=0, hour="*/3", day_of_week="mon-fri")``.
+
+    Each argument is a number, a collection of numbers, or text such as ``*/15``, ``1-7,15``, ``fri-mon``. A day
+    must fit both ``day_of_week`` and ``day_of_month``: in Celery it does, in a cron line either is enough.
+
+    Raises:
+        ConfigurationError: a field is none, or no day fits.
+    """
+    from pgtasks.crontab import field_of
+
+    day = field_of("day_of_month", day_of_month)
+    weekday = field_of("day_of_week", day_of_week)
+    line = (
+        f"{field_of('minute', minute)} {field_of('hour', hour)} {day} "
+        f"{field_of('month_of_year', month_of_year)} {weekday}"
+    )
+    return cron(line, both="*" not in (day, weekday))
 
 
 def parse_spec(text: object) -> Spec:
@@ -140,7 +172,7 @@ def parse_spec(text: object) -> Spec:
     word, _, rest = " ".join(text.split()).partition(" ")
     match word.lower():
         case "every":
-            found = DURATION.fullmatch(rest.lower())
+            found = re.fullmatch(DURATION, rest.lower())
             if found is None:
                 raise ConfigurationError(
                     f"expected 'every' and a duration such as 30s, 5m, 2h or 1d, found {text!r:.80}"

@@ -16,7 +16,6 @@ from pgtasks.task import Task
 if TYPE_CHECKING:
     from pgtasks.app import App
 
-Definition = dict[str, Any]
 Found = list[Schedule]
 
 EDITABLE = ("spec", "timezone", "catch_up", "args", "kwargs", "queue", "priority", "expires")
@@ -230,9 +229,9 @@ class Schedules:
         Raises:
             ConfigurationError: one of them is not one.
         """
-        stored: Definition = {}
+        stored: dict[str, Any] = {}
         # What is valid of itself is what a schedule of some task may have.
-        defined: Definition = {}
+        defined: dict[str, Any] = {}
         said = {
             key: value
             for key, value in changes.items()

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgtasks import codec
 from pgtasks.errors import ConfigurationError
-from pgtasks.options import check_label
+from pgtasks.options import check_label, check_seconds
 from pgtasks.schedule import Spec, as_spec, check_catch_up, zone_of
-from pgtasks.schedules import Definition, Schedules
 from pgtasks.sending import Sending
 from pgtasks.signatures import Partial
 from pgtasks.task import SharedTask, Task
 
+if TYPE_CHECKING:
+    from pgtasks.schedules import Schedules
+
 F = TypeVar("F", bound=Callable[..., Any])
+Definition = dict[str, Any]
 
 # What apply_async takes and a schedule cannot: it says itself when its jobs begin, and each has an id of its own.
 NOT_SCHEDULED = ("task_id", "countdown", "eta", "connection", "link", "link_error", "chord")
@@ -72,7 +75,7 @@ class Scheduling(Sending):
         self._to_schedule: dict[Callable[..., Any], list[Callable[[str], None]]] = {}
         self._entries: dict[str, Mapping[str, Any]] = {}
         self._beat_schedule: dict[str, Mapping[str, Any]] = {}
-        self.beat_schedule = beat_schedule or {}
+        self.beat_schedule = {} if beat_schedule is None else beat_schedule
 
     def schedule(
         self,
@@ -188,6 +191,8 @@ class Scheduling(Sending):
     @cached_property
     def schedules(self) -> Schedules:
         """The schedules in the database: list, add, pause, resume, run, edit and remove them."""
+        from pgtasks.schedules import Schedules
+
         return Schedules(self._app)
 
     def load(self) -> None:
@@ -238,10 +243,14 @@ class Scheduling(Sending):
                     f"a schedule has no {option}, found {options[option]!r:.200}: say when with the schedule itself, "
                     "and let the task enqueue what follows it"
                 )
-        if isinstance(options.get("expires"), datetime):
+        expires = options.get("expires")
+        if isinstance(expires, datetime):
             raise ConfigurationError(
-                f"expires of a schedule is a number of seconds after each tick, found {options['expires']!r}"
+                f"expires of a schedule is a number of seconds after each tick, found {expires!r}"
             )
+        if expires is not None:
+            seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+            check_seconds("expires", seconds, least=0)
 
     def _declare(
         self,

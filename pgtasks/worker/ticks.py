@@ -190,9 +190,7 @@ def _parameters(due: Sequence[Due], plans: Mapping[str, Plan | str]) -> dict[str
         "name": text_array(one.name for one in due),
         "spec": text_array(one.spec for one in due),
         "timezone": text_array(one.timezone for one in due),
-        "expected": text_array(
-            None if one.next_at is None else _moment(one.next_at).isoformat() for one in due
-        ),
+        "expected": text_array(one.next_at for one in due),
         "next_at": text_array(
             what.next_at.isoformat() if isinstance(what, Plan) else None for _, what in found
         ),
@@ -210,12 +208,8 @@ def _tell(moved: Iterable[tuple[Due, Plan | str]]) -> None:
         if what.ticks:
             events.emit("schedule.ticked", schedule=one.name, jobs=len(what.ticks))
         if what.dropped and one.next_at is not None:
-            events.emit(
-                "schedule.missed",
-                schedule=one.name,
-                since=_moment(one.next_at).isoformat(),
-                catch_up=one.catch_up,
-            )
+            since = _moment(one.next_at).isoformat()
+            events.emit("schedule.missed", schedule=one.name, since=since, catch_up=one.catch_up)
 
 
 def _moment(microseconds: int) -> datetime:

@@ -21,7 +21,7 @@ create table pgtasks.schedule (
     -- What becomes of ticks that were missed: no job, one for all of them, one for each.
     catch_up text not null default 'one' check (catch_up in ('skip', 'one', 'all')),
     -- The first tick that was not enqueued. Null: to be computed, from now on.
-    next_at timestamptz check (isfinite(next_at)),
+    next_at timestamptz check (next_at >= '2000-01-01 00:00Z' and next_at < '9000-01-01 00:00Z'),   -- clients know no others
     last_at timestamptz,            -- the last tick that was enqueued, and its job
     last_job_id uuid,
     paused_at timestamptz,
@@ -188,9 +188,9 @@ revoke all on function pgtasks.enqueue_scheduled(uuid[], text[], timestamptz[]) 
 -- Only for schedules that are as they were when this was computed; those that another worker is at are left to him.
 -- Returns the names of those that moved.
 --
--- p_expected: the next_at that this was computed from. p_next: the one to go on with, null: as it is, there is p_error.
+-- p_expected: the next_at that this was computed from, in microseconds. p_next: the one to go on with, null: as it is, there is p_error.
 create function pgtasks.tick_schedules(
-    p_names text[], p_specs text[], p_timezones text[], p_expected timestamptz[], p_next timestamptz[], p_errors text[],
+    p_names text[], p_specs text[], p_timezones text[], p_expected bigint[], p_next timestamptz[], p_errors text[],
     p_ticked text[], p_ticks timestamptz[]
 ) returns text[]
 language plpgsql
@@ -210,7 +210,7 @@ begin
         join unnest(p_names, p_specs, p_timezones, p_expected) as n (name, spec, timezone, expected) on n.name = s.name
         where s.spec = n.spec
             and s.timezone = n.timezone
-            and s.next_at is not distinct from n.expected
+            and (extract(epoch from s.next_at) * 1000000)::bigint is not distinct from n.expected
             and s.paused_at is null
             and s.undeclared_at is null
         order by s.name
@@ -252,7 +252,7 @@ begin
 end
 $$;
 revoke all on function pgtasks.tick_schedules(
-    text[], text[], text[], timestamptz[], timestamptz[], text[], text[], timestamptz[]
+    text[], text[], text[], bigint[], timestamptz[], text[], text[], timestamptz[]
 ) from public;
 
 -- Writes into rows what is said of them, one entry a row.

@@ -5,7 +5,7 @@ select name, spec, timezone, catch_up, next_at, now, wait from pgtasks.due_sched
 -- name: tick_schedules
 -- Enqueues ticks and moves their schedules on, if they are as they were when this was computed; returns which moved.
 select pgtasks.tick_schedules(
-    %(name)s::text[], %(spec)s::text[], %(timezone)s::text[], %(expected)s::timestamptz[], %(next_at)s::timestamptz[],
+    %(name)s::text[], %(spec)s::text[], %(timezone)s::text[], %(expected)s::bigint[], %(next_at)s::timestamptz[],
     %(error)s::text[], %(ticked)s::text[], %(tick)s::timestamptz[]
 )
 
