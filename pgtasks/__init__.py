@@ -28,6 +28,7 @@ from pgtasks.errors import (
     Reject,
     ResultTimeoutError,
     Retry,
+    ScheduleError,
     SchemaError,
     SoftTimeLimitExceeded,
     TaskExistsError,
@@ -45,6 +46,7 @@ from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
 from pgtasks.retry import expo, fixed, linear
+from pgtasks.schedule import Schedule, crontab, every
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__
 
@@ -66,6 +68,9 @@ __all__ = [
     "group",
     "linear",
     "signature",
+    # When a task runs of its own accord
+    "crontab",
+    "every",
     # What was enqueued
     "AsyncResult",
     "EagerResult",
@@ -79,6 +84,7 @@ __all__ = [
     "JobFilter",
     "JobState",
     "Progress",
+    "Schedule",
     "Status",
     # From inside of a task
     "Cancelled",
@@ -112,6 +118,7 @@ __all__ = [
     "NotFoundError",
     "PgTasksError",
     "ResultTimeoutError",
+    "ScheduleError",
     "SchemaError",
     "TaskExistsError",
     "TaskFailedError",

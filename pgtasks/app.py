@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from pgtasks.context import app_var, connection_var, having, remember_app
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.management import Management
 from pgtasks.options import check_limits
-from pgtasks.sending import Sending
+from pgtasks.scheduling import Scheduling
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class App(Sending, Management):
+class App(Scheduling, Management):
     """A program's tasks and the database that holds their jobs.
 
     Args:
@@ -42,6 +42,8 @@ class App(Sending, Management):
         soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
         time_limit: of tasks that name none, in seconds; a worker's option goes before.
         eager: run every job at once in the caller, without a database; also ``$PGTASKS_EAGER=1``.
+        timezone: of schedules that name none, an IANA name.
+        beat_schedule: schedules as Celery's setting has them: ``{name: {"task": …, "schedule": …}}``.
 
     Several apps in one process do not disturb each other.
     """
@@ -56,8 +58,12 @@ class App(Sending, Management):
         soft_time_limit: float | None = None,
         time_limit: float | None = None,
         eager: bool | None = None,
+        timezone: str = "UTC",
+        beat_schedule: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(routes=routes, known_errors=known_errors)
+        super().__init__(
+            routes=routes, known_errors=known_errors, timezone=timezone, beat_schedule=beat_schedule
+        )
         check_limits(soft_time_limit, time_limit)
         self.name = name
         self.soft_time_limit = soft_time_limit

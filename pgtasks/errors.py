@@ -9,9 +9,10 @@
     ├── EncodingError               a value that JSON cannot carry (also a ValueError)
     ├── DecodingError               stored text that is not strict JSON, or not the annotated type
     ├── UnknownTaskError            no task of that name is registered in this app
-    ├── NotFoundError               no job or bundle has that id (also a LookupError)
+    ├── NotFoundError               no job or bundle has that id, no schedule that name (also a LookupError)
     ├── DuplicateJobError           a job with that task_id exists already
     ├── JobStateError               the job is not in a state that allows this
+    ├── ScheduleError               the schedule exists already, or stands in code, and does not allow this
     ├── DatabaseError               the database said no
     │   ├── ConnectError            no database answered
     │   └── SchemaError             the schema is missing, older or newer than the code
@@ -73,6 +74,7 @@ __all__ = [
     "Reject",
     "ResultTimeoutError",
     "Retry",
+    "ScheduleError",
     "SchemaError",
     "SoftTimeLimitExceeded",
     "TaskExistsError",
@@ -120,6 +122,10 @@ class DuplicateJobError(PgTasksError):
 
 class JobStateError(PgTasksError):
     """The job or bundle is not in a state that allows this."""
+
+
+class ScheduleError(PgTasksError):
+    """The schedule exists already, or stands in code, and does not allow this."""
 
 
 class DatabaseError(PgTasksError):

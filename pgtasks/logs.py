@@ -42,6 +42,11 @@ LEVELS = {
     "child.started": logging.DEBUG,
     "child.died": logging.ERROR,
     "history.maintained": logging.INFO,
+    "schedule.ticked": logging.DEBUG,
+    "schedule.missed": logging.WARNING,
+    "schedule.refused": logging.ERROR,
+    "schedule.hidden": logging.WARNING,
+    "schedule.forgotten": logging.INFO,
     "listener.failed": logging.WARNING,
 }
 

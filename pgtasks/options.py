@@ -134,7 +134,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         exclude_queues: which of these not to serve.
         name: what the worker is called; %h is the host, %n its first part, %d the rest.
         pool: "prefork" forks children; "threads" forks one that runs jobs in threads; "solo" runs
-            jobs one by one in this very process.
+            jobs one by one in this very process; "beat" runs none, and is for the schedules alone.
         async_concurrency: how many jobs of ``async def`` tasks a child runs at once, on an event loop
             in a thread of its own; 1: they take their turn with the others.
         soft_time_limit: of tasks that name none, in seconds.
@@ -151,6 +151,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         prefetch: how many jobs may wait for each child at most; how many do follows their measured
             duration.
         keep_history_for: how long finished jobs are kept, in seconds.
+        schedules: whether it enqueues what schedules have due. Any number of workers may.
         health_port: answer HTTP probes here: "8080" on 127.0.0.1, "0.0.0.0:8080", "[::1]:8080"; port 0
             is any that is free. None: nowhere.
     """
@@ -173,12 +174,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     claim_batch: int = 500
     prefetch: int = 500
     keep_history_for: float = 7 * 86400.0
+    schedules: bool = True
     health_port: str | None = None
 
     def __post_init__(self) -> None:
-        if self.pool not in ("prefork", "threads", "solo"):
+        if self.pool not in ("prefork", "threads", "solo", "beat"):
             raise ConfigurationError(
-                f"expected pool 'prefork', 'threads' or 'solo', found {self.pool!r}"
+                f"expected pool 'prefork', 'threads', 'solo' or 'beat', found {self.pool!r}"
             )
         check_count("concurrency", self.concurrency, most=1000)
         if self.pool == "solo" and self.concurrency != 1:
@@ -200,6 +202,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         for option in ("max_tasks_per_child", "max_memory_per_child"):
             if getattr(self, option) is not None:
                 check_count(option, getattr(self, option), most=2**62)
+        check_flag("schedules", self.schedules)
         check_count("claim_batch", self.claim_batch, most=10_000)
         check_count("prefetch", self.prefetch, most=10_000)
         if self.health_port is not None:
@@ -213,6 +216,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def children(self) -> int:
         """How many processes run jobs."""
+        if self.pool == "beat":
+            return 0
         return 1 if self.pool == "threads" else self.concurrency
 
     @property

@@ -37,15 +37,6 @@ def pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return POOLS[value.lower()]
 
 
-def no_schedules(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuse -B: to ignore it would be to run no schedule, and to say nothing."""
-    if value:
-        raise click.UsageError(
-            "schedules do not exist in this release, so there is no beat to embed: leave out -B",
-            ctx,
-        )
-
-
 def ignored_options(command: F) -> F:
     """Accept Celery's options that mean nothing here."""
     for flag in ("--without-gossip", "--without-mingle", "--without-heartbeat"):
@@ -184,12 +175,10 @@ def ignored_options(command: F) -> F:
 )
 @click.option(
     "-B",
-    "--beat",
-    "embedded_beat",
-    is_flag=True,
-    expose_value=False,
-    hidden=True,
-    callback=no_schedules,
+    "--beat/--no-beat",
+    "schedules",
+    default=None,
+    help="Enqueue what schedules have due, as any number of workers may.  [default: --beat]",
 )
 @ignored_options
 @pass_session
@@ -223,9 +212,7 @@ def worker(
     from pgtasks_cli.banner import banner, warnings
 
     app = session.load_app()
-    for module in include or ():
-        if import_module(module) is None:
-            raise click.UsageError(f"no module is named {module!r}, which --include names")
+    import_all(include)
     options = worker_options(said)
     parent = prepare(app, options)
     host = socket.gethostname()
@@ -238,6 +225,13 @@ def worker(
         for warning in warnings(app, options):
             logs.logger.warning(warning)
         run_worker(parent)
+
+
+def import_all(modules: tuple[str, ...] | None) -> None:
+    """Import what --include names."""
+    for module in modules or ():
+        if import_module(module) is None:
+            raise click.UsageError(f"no module is named {module!r}, which --include names")
 
 
 def worker_options(said: dict[str, Any]) -> WorkerOptions:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
-from pgtasks.errors import JobStateError, NotFoundError
+from pgtasks.errors import JobStateError, NotFoundError, ScheduleError
 from pgtasks.ids import id_time
 from pgtasks.job import (
     Bundle,
@@ -28,6 +28,7 @@ from pgtasks.job import (
     place_members,
 )
 from pgtasks.progress import Progress
+from pgtasks.schedule import Schedule
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -688,24 +689,133 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
 
 
 def register_worker(
-    description: Mapping[str, object], tasks: Sequence[tuple[str, str, int]]
-) -> Steps[int]:
-    """Add a worker and publish its tasks, and return its id.
+    description: Mapping[str, object],
+    tasks: Sequence[tuple[str, str, int]],
+    app: str,
+    schedules: str,
+    age: float,
+) -> Steps[tuple[int, list[str]]]:
+    """Add a worker, publish its tasks and declare its schedules.
 
     Args:
         description: the columns of its row.
         tasks: name, queue and priority of each task that it knows.
+        app: whose schedules these are.
+        schedules: name -> definition, as JSON.
+        age: seconds since its process began.
+
+    Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
-    names, queues, priorities = zip(*tasks, strict=True)
-    yield Statement(
-        name="publish_tasks",
-        parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
-        read=no_rows,
-    )
+    if tasks:
+        names, queues, priorities = zip(*tasks, strict=True)
+        yield Statement(
+            name="publish_tasks",
+            parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
+            read=no_rows,
+        )
     worker_id: int = yield Statement(
         name="register_worker", parameters=description, read=_only_value
     )
-    return worker_id
+    by_hand: list[str] = yield Statement(
+        name="declare_schedules",
+        parameters={"worker_id": worker_id, "app": app, "age": age, "definitions": schedules},
+        read=_only_value,
+    )
+    return worker_id, by_hand
+
+
+# Schedules
+
+
+def list_schedules(names: Sequence[str] | None = None) -> Statement[list[Schedule]]:
+    """Read schedules by name, all or some."""
+    return Statement(
+        name="list_schedules",
+        parameters={"names": None if names is None else list(names)},
+        read=lambda rows: [Schedule.from_row(row) for row in rows],
+    )
+
+
+def get_schedule(name: str) -> Steps[Schedule]:
+    """Read one schedule; NotFoundError if there is none."""
+    found: list[Schedule] = yield list_schedules([name])
+    _all_schedules([name], [one.name for one in found])
+    return found[0]
+
+
+def add_schedule(name: str, said: str) -> Steps[None]:
+    """Add a schedule by hand; ScheduleError if there is one of that name."""
+    added = yield Statement(
+        name="add_schedule", parameters={"name": name, "said": said}, read=_only_value
+    )
+    if not added:
+        raise ScheduleError(
+            f"there is a schedule {name!r} already: edit it, or remove it first (pgtasks schedules show {name!r})"
+        )
+
+
+def edit_schedule(name: str, changes: str, *, forget: bool) -> Steps[None]:
+    """Change a schedule; NotFoundError if there is none of that name."""
+    found = yield Statement(
+        name="edit_schedule",
+        parameters={"name": name, "changes": changes, "forget": forget},
+        read=_only_value,
+    )
+    _all_schedules([name], [name] if found else [])
+
+
+def pause_schedules(names: Sequence[str], by: str | None) -> Steps[None]:
+    """Let schedules tick no more; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
+        name="pause_schedules", parameters={"names": list(names), "by": by}, read=_only_value
+    )
+    _all_schedules(names, found)
+
+
+def resume_schedules(names: Sequence[str]) -> Steps[None]:
+    """Let schedules tick again; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
+        name="resume_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    _all_schedules(names, found)
+
+
+def run_schedule(name: str) -> Statement[str]:
+    """Enqueue a schedule's job now and read its id; NotFoundError if there is no such schedule."""
+
+    def read(rows: Rows) -> str:
+        _all_schedules([name], [name] if rows[0][0] else [])
+        return str(rows[0][0])
+
+    return Statement(name="run_schedule", parameters={"name": name}, read=read)
+
+
+def remove_schedules(names: Sequence[str]) -> Steps[None]:
+    """Remove schedules.
+
+    Raises:
+        NotFoundError: there is none of one of these names; nothing is removed.
+        ScheduleError: a live worker has one of them in its code; nothing is removed.
+    """
+    known: list[Schedule] = yield list_schedules(names)
+    _all_schedules(names, [one.name for one in known])
+    removed: list[str] = yield Statement(
+        name="remove_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    declared = sorted(set(names) - set(removed))
+    if declared:
+        raise ScheduleError(
+            f"a live worker has schedule {', '.join(map(repr, declared))} in its code, and would bring it back: take "
+            "it out there, or pause it"
+        )
+
+
+def _all_schedules(names: Iterable[str], found: Iterable[str]) -> None:
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise NotFoundError(
+            f"there is no schedule {', '.join(map(repr, missing))}: see 'pgtasks schedules list'"
+        )
 
 
 # Listeners

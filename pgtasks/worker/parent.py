@@ -30,6 +30,7 @@ from pgtasks.worker.desk import Desk
 from pgtasks.worker.health import HealthServer
 from pgtasks.worker.ledger import Ledger, Phase
 from pgtasks.worker.link import Call, Link, State
+from pgtasks.worker.ticks import SCHEDULE_CHANNEL
 from pgtasks.worker.upkeep import Upkeep, boot_time
 from pgtasks.worker.wire import Note, pack_jobs
 
@@ -100,6 +101,8 @@ class Parent:
         self._desk = Desk(self._work, queues, tasks, self.ledger.kinds, self._events.append)
         self._transactional = {name for name, facts in tasks.items() if facts.transactional}
         channels = [*_channels(queues), CANCEL_CHANNEL] if options.listen else []
+        if options.listen and options.schedules:
+            channels.append(SCHEDULE_CHANNEL)
         self._watch = Link(conninfo, [f'listen "{channel}"' for channel in channels])
         self._queue_of = dict(zip(_channels(queues), queues, strict=True))
         self._retry_at = {self._work: 0.0, self._watch: 0.0}
@@ -340,6 +343,8 @@ class Parent:
         for channel in link.notified:
             if channel == CANCEL_CHANNEL:
                 self._upkeep.look_for_cancels(now)
+            elif channel == SCHEDULE_CHANNEL:
+                self._upkeep.look_at_schedules(now)
             else:
                 self._events.append(msg.Woken(self._queue_of.get(channel)))
         link.notified.clear()
@@ -438,6 +443,8 @@ class Parent:
             "lease": self.options.lease,
             "poll_interval": self.options.poll_interval,
         }
+        if not self.queues:  # it claims nothing, so that no age of a claim says anything
+            del stats["claimed_ago"]
         return state, running, stats
 
     @property
@@ -447,13 +454,14 @@ class Parent:
 
     def _check_health(self, now: float) -> tuple[bool, dict[str, Any]]:
         """Say whether the last beat, and the last look for jobs, were answered within the lease."""
-        draining = self.ledger.phase is Phase.DRAINING  # then it looks for none
+        # Then it looks for none.
+        draining = self.ledger.phase is Phase.DRAINING
         answered = self._desk.answered_at
         claimed_ago = now - (self._started_at if answered is None else answered)
         beat_ago = boot_time() - self._upkeep.own_lease.confirmed_at
         lease = self.options.lease
         healthy = beat_ago <= lease and (
-            draining or claimed_ago <= max(lease, 2 * self.options.poll_interval)
+            draining or not self.queues or claimed_ago <= max(lease, 2 * self.options.poll_interval)
         )
         return healthy, {
             "worker": self.name,

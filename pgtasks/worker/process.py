@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import setproctitle
 
+from pgtasks import codec, events
 from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
 from pgtasks.db.run import run
@@ -40,6 +41,8 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     Raises:
         ConfigurationError: none is left.
     """
+    if options.pool == "beat":
+        return []
     queues = list(options.queues) if options.queues is not None else app.queues()
     served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
     if not served:
@@ -55,8 +58,9 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         ConnectError: no database answers.
         SchemaError: the schema is missing or of another version.
     """
+    began = time.monotonic()
     app.load()
-    if not app.own_tasks():
+    if not app.own_tasks() and options.pool != "beat":
         raise ConfigurationError(
             f"app {app.name!r} has no tasks: define some with @app.task, or name the module with them"
         )
@@ -83,8 +87,10 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         me=me,
         conninfo=conninfo(app.dsn, application_name=f"pgtasks {name}"[:60]),
         queues=queues,
-        tasks={task.name: task_facts(task, options) for task in app.tasks.values()},
-        register=lambda: register(app, options, name, me, queues),
+        tasks={}
+        if options.pool == "beat"
+        else {task.name: task_facts(task, options) for task in app.tasks.values()},
+        register=lambda: register(app, options, name, me, queues, time.monotonic() - began),
         pool=SoloPool(run_solo, slots) if options.pool == "solo" else PreforkPool(run_child, slots),
     )
 
@@ -111,10 +117,24 @@ def first_said(*values: float | None) -> float | None:
 
 
 def register(
-    app: App, options: WorkerOptions, name: str, me: Identity, queues: Sequence[str]
+    app: App,
+    options: WorkerOptions,
+    name: str,
+    me: Identity,
+    queues: Sequence[str],
+    age: float,
 ) -> int:
-    """Add the worker and what it knows to the database, and return its id; blocking."""
-    tasks = [app.tasks[task] for task in sorted(app.tasks)]
+    """Add the worker and what it knows to the database, and return its id; blocking.
+
+    Args:
+        app: whose tasks and schedules these are.
+        options: the worker's.
+        name: the worker's full name.
+        me: this process.
+        queues: which it serves.
+        age: seconds since this process read its code.
+    """
+    known = [] if options.pool == "beat" else app.own_tasks()
     description = {
         "name": name,
         "host": me.host,
@@ -124,16 +144,25 @@ def register(
         "pid_started_at": me.pid_started_at,
         "version": VERSION,
         "pool": options.pool,
-        "concurrency": options.concurrency,
+        "concurrency": options.concurrency if options.children else 0,
         "queues": list(queues),
-        "tasks": [task.name for task in tasks],
+        "tasks": sorted(app.tasks) if known else [],
     }
     published = [
         (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
-        for task in map(app.tasks.__getitem__, app.own_tasks())
+        for task in map(app.tasks.__getitem__, known)
     ]
+    schedules = codec.encode(app.declared_schedules, "schedules", max_bytes=2**28)
+    registering = operations.register_worker(description, published, app.name, schedules, age)
     with app.pools.connect() as connection:
-        return run(connection, operations.register_worker(description, published))
+        worker_id, by_hand = run(connection, registering)
+    for schedule in by_hand:
+        events.emit(
+            "schedule.hidden",
+            schedule=schedule,
+            why="somebody added one of this name by hand, and it goes before the one in code: remove it, or rename one",
+        )
+    return worker_id
 
 
 def run_worker(parent: Parent) -> None:

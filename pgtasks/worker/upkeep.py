@@ -18,6 +18,7 @@ from pgtasks.worker.host import Identity
 from pgtasks.worker.leases import LeaseWatch, OwnLease
 from pgtasks.worker.link import Call, Failed, Link, Reply, State, plain_array, text_array
 from pgtasks.worker.milestones import Milestones, Reports
+from pgtasks.worker.ticks import Ticks
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
@@ -37,6 +38,8 @@ LISTENERS_EVERY = 60.0
 # have ended, or were given back, is removed: nobody sees it meanwhile.
 PROGRESS_EVERY = 1.0
 FORGET_PROGRESS_EVERY = 30.0
+# How soon a schedule goes that was taken out of the code.
+KEEP_SCHEDULES_EVERY = 10.0
 
 
 class Upkeep:
@@ -92,9 +95,13 @@ class Upkeep:
                 self.release_orphans,
                 self.forget_listeners,
                 self.forget_progress,
+                self.keep_schedules,
             ),
             0.0,
         )
+        self._ticks = Ticks(self._submit, self._wake_for_schedules, deaf=not options.listen)
+        if options.schedules:
+            self._due[self.look_at_schedules] = 0.0
 
     def next_due(self) -> float:
         """Return the monotonic moment of the next duty."""
@@ -118,8 +125,11 @@ class Upkeep:
         """Begin anew on a new session: first of all say that this worker lives."""
         self._locked = False
         self._leases.missed()
+        self._ticks.connected()
         for duty in (self.beat, self.watch, self.look_for_cancels):
             self._due[duty] = now
+        if self._options.schedules:
+            self._due[self.look_at_schedules] = now
 
     def _again(self, duty: Callable[[float], None], now: float, seconds: float) -> None:
         # A little jitter, so that workers started together do not stay in step.
@@ -252,6 +262,25 @@ class Upkeep:
         """Remove what jobs said that have ended, or were given back."""
         self._again(self.forget_progress, now, FORGET_PROGRESS_EVERY)
         self._submit("forget_progress", {}, _nothing, now)
+
+    # Schedules
+
+    def look_at_schedules(self, now: float) -> None:
+        """Enqueue what schedules have due."""
+        self._ticks.look(now)
+
+    def _wake_for_schedules(self, at: float) -> None:
+        self._due[self.look_at_schedules] = at
+
+    def keep_schedules(self, now: float) -> None:
+        """Let schedules go that no live worker has in its code any more."""
+        self._again(self.keep_schedules, now, KEEP_SCHEDULES_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0]:
+                events.emit("schedule.forgotten", schedules=reply[0][0])
+
+        self._submit("keep_schedules", {}, done, now)
 
     # The tables
 

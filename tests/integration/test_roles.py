@@ -57,6 +57,16 @@ FUNCTIONS: dict[str, set[str]] = {
     "record_progress": WORKER,
     "forget_progress": WORKER,
     "maintain_history": WORKER,
+    "declare_schedules": WORKER,
+    "due_schedules": WORKER,
+    "tick_schedules": WORKER,
+    "keep_schedules": WORKER,
+    "add_schedule": ADMIN,
+    "edit_schedule": ADMIN,
+    "pause_schedules": ADMIN,
+    "resume_schedules": ADMIN,
+    "run_schedule": ADMIN,
+    "remove_schedules": ADMIN,
     "cancel_waiting": ADMIN,
     "lock_unblocked": ADMIN,
     "request_cancel": ADMIN,
@@ -68,7 +78,12 @@ FUNCTIONS: dict[str, set[str]] = {
     "lock_bundles": ADMIN,
     "delete_bundles": ADMIN,
     "retry_failed": ADMIN,
-    # Called by the others, or by the trigger.
+    # Called by the others, or by a trigger.
+    "define_schedules": NOBODY,
+    "enqueue_scheduled": NOBODY,
+    "renew_schedule": NOBODY,
+    "set_schedules": NOBODY,
+    "tell_schedules": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
@@ -96,6 +111,7 @@ INVOKER = {
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
     "option_number", "replace_job", "results_of", "was_refused",
+    "define_schedules", "enqueue_scheduled", "renew_schedule", "set_schedules", "tell_schedules",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
@@ -107,6 +123,8 @@ SELECT: dict[str, set[str]] = {
     "task": PRODUCER | LOOK,
     "worker": PRODUCER | LOOK,
     "claim": WORKER | LOOK,
+    "schedule": ADMIN,
+    "schedules": PRODUCER | LOOK,
     "migrations": PRODUCER | LOOK,
 }
 SELECT_COLUMNS = {
