@@ -99,14 +99,14 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'take_keys', 'replace_waiting', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
                 ('pgtasks_worker', array[
                     'register_worker', 'publish_tasks', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
                     'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
-                    'record_progress', 'forget_progress',
+                    'record_progress', 'forget_progress', 'forget_keys',
                     'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history'
@@ -115,7 +115,7 @@ begin
                 ('pgtasks_admin', array[
                     'graph_jobs', 'bundle_waiters',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
-                    'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
+                    'reset_finished', 'retry_failed', 'reschedule_job', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
                 ])
         ) as g (role, functions)
         join pg_catalog.pg_proc p on p.pronamespace = 'pgtasks'::regnamespace and p.proname = any(g.functions)
@@ -145,7 +145,7 @@ grant select on pgtasks.jobs, pgtasks.job_bundle to pgtasks_producer;
 grant select on pgtasks.worker, pgtasks.claim to pgtasks_worker;
 
 -- Inspectors: no token, since a token lets finish.
-grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task to pgtasks_inspector;
+grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task, pgtasks.unique_key to pgtasks_inspector;
 grant select (worker_id, queue, job_ids, claimed_at, at_most_once) on pgtasks.claim to pgtasks_inspector;
 
 -- Administrators: who may read the arguments in the table sees them in the view, too.

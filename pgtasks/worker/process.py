@@ -129,7 +129,7 @@ def register(
         "tasks": [task.name for task in tasks],
     }
     published = [
-        (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
+        (task.name, app.queue_of(task), app.priority_of(task))
         for task in map(app.tasks.__getitem__, app.own_tasks())
     ]
     with app.pools.connect() as connection:

@@ -37,6 +37,8 @@ LISTENERS_EVERY = 60.0
 # have ended, or were given back, is removed: nobody sees it meanwhile.
 PROGRESS_EVERY = 1.0
 FORGET_PROGRESS_EVERY = 30.0
+# Unique keys whose time is over are in nobody's way: who wants one takes it.
+FORGET_KEYS_EVERY = 30.0
 
 
 class Upkeep:
@@ -92,6 +94,7 @@ class Upkeep:
                 self.release_orphans,
                 self.forget_listeners,
                 self.forget_progress,
+                self.forget_keys,
             ),
             0.0,
         )
@@ -252,6 +255,12 @@ class Upkeep:
         """Remove what jobs said that have ended, or were given back."""
         self._again(self.forget_progress, now, FORGET_PROGRESS_EVERY)
         self._submit("forget_progress", {}, _nothing, now)
+
+    def forget_keys(self, now: float) -> None:
+        """Remove unique keys whose time is over."""
+        self._again(self.forget_keys, now, FORGET_KEYS_EVERY)
+        done = partial(self._soon_if_full, self.forget_keys, now)
+        self._submit("forget_keys", {"limit": PARK_LIMIT}, done, now)
 
     # The tables
 

@@ -192,13 +192,16 @@ begin
             set state = case when o.delay > 0 then 'scheduled' else 'ready' end,
                 start_at = now() + o.delay * interval '1 second',
                 seq = nextval('pgtasks.job_seq'),
-                attempts = coalesce(j.attempts, '[]') || jsonb_build_object(
+                -- One that is not counted (Retry(count=False)) leaves no trace, as often as it comes.
+                attempt = j.attempt - case when o.error ->> 'counted' = 'false' then 1 else 0 end,
+                attempts = case when o.error ->> 'counted' = 'false' then j.attempts else
+                    coalesce(j.attempts, '[]') || jsonb_build_object(
                     'attempt', j.attempt,
                     'worker_id', j.worker_id,
                     'started_at', now() - o.age * interval '1 second',
                     'stopped_at', now(),
                     'error', o.error
-                ),
+                ) end,
                 token = null,
                 worker_id = null,
                 started_at = null
