@@ -100,6 +100,7 @@ begin
                     release = v_wanted.release
                 where k.queue = v_wanted.queue
                     and k.key = v_wanted.key
+                    and not k.job_id = any(p_id)   -- whose job is not there yet
                     and (
                         k.until <= now()
                         -- By the id alone: its job may be in another queue now.
