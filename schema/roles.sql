@@ -140,12 +140,14 @@ grant select on pgtasks.task to pgtasks_producer;
 grant select (idle, queues) on pgtasks.worker to pgtasks_producer;
 -- AsyncResult.job(), GroupResult: the view masks.
 grant select on pgtasks.jobs, pgtasks.job_bundle to pgtasks_producer;
+-- Who has a unique key; the key itself stands in each job's options.
+grant select on pgtasks.unique_key to pgtasks_producer, pgtasks_inspector;
 
 -- Workers watch each other, and read what was cancelled of their claims.
 grant select on pgtasks.worker, pgtasks.claim to pgtasks_worker;
 
 -- Inspectors: no token, since a token lets finish.
-grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task, pgtasks.unique_key to pgtasks_inspector;
+grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task to pgtasks_inspector;
 grant select (worker_id, queue, job_ids, claimed_at, at_most_once) on pgtasks.claim to pgtasks_inspector;
 
 -- Administrators: who may read the arguments in the table sees them in the view, too.

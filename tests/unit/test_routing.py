@@ -111,7 +111,7 @@ def routed() -> App:
 
     @app.task(name="shop.plain")
     def plain(n: int = 0) -> str:
-        return plain.request.queue
+        return str(getattr(plain.request, "queue", None))
 
     @app.task(name="shop.own", queue="default", priority=1)
     def own(n: int = 0) -> None: ...
