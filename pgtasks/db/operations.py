@@ -805,7 +805,7 @@ def reschedule_job(
     )
     if state is None:
         job: Job = yield get_job(id)
-        what = "is finished: reset it first" if job.state.finished else "a worker has it"
+        what = "reset it first" if job.state.finished else "a worker has it"
         raise JobStateError(
             f"job {id} is {job.state}, and only a job that waits can be rescheduled: {what}"
         )
