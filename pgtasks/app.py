@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
     from pgtasks.registry import Route
+    from pgtasks.routing import TaskRoutes
     from pgtasks.worker.process import WorkerProcess
 
 T = TypeVar("T")
@@ -37,7 +38,10 @@ class App(Scheduling, Management):
         dsn: where the database is: a libpq URL or conninfo string, or ``embedded:`` for a private
             server in ``./.pgtasks``. None: ``$PGTASKS_DSN``, asked at first use.
         routes: which queue a task goes to, unless the call says: ``{"mail.*": "mail"}``, or a
-            function from the task's name to a queue or None.
+            function from the task's name to a queue or None. It goes before the queue of a task's own options.
+        task_routes: Celery's: a dict, pairs, a function, or a list of these, by name, glob or regular expression;
+            see `pgtasks.routing`. In Celery's order: the call's ``queue``, then the one that ``@app.task`` names, then
+            this. A worker has to be told (``-Q``) of queues that only a function names.
         known_errors: exception classes that ``get()`` may raise as themselves.
         soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
         time_limit: of tasks that name none, in seconds; a worker's option goes before.
@@ -54,6 +58,7 @@ class App(Scheduling, Management):
         dsn: str | None = None,
         *,
         routes: Route | None = None,
+        task_routes: TaskRoutes | None = None,
         known_errors: Iterable[type[Exception]] = (),
         soft_time_limit: float | None = None,
         time_limit: float | None = None,
@@ -62,7 +67,11 @@ class App(Scheduling, Management):
         beat_schedule: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(
-            routes=routes, known_errors=known_errors, timezone=timezone, beat_schedule=beat_schedule
+            routes=routes,
+            task_routes=task_routes,
+            known_errors=known_errors,
+            timezone=timezone,
+            beat_schedule=beat_schedule,
         )
         check_limits(soft_time_limit, time_limit)
         self.name = name

@@ -313,6 +313,22 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class UniqueKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key of a job that is unique in its queue, as `pgtasks.unique` makes it.
+
+    Attributes:
+        key: the task's name, a colon, and what the arguments make.
+        seconds: how long it is held from now; None: until what ``release`` says.
+        release: what ends it; None: time alone.
+        on_conflict: what a call does that meets it.
+    """
+
+    key: str
+    seconds: float | None = None
+    release: Literal["start", "finish"] | None = "finish"
+    on_conflict: Literal["skip", "replace", "raise"] = "skip"
+
+
 class NewJob(msgspec.Struct, kw_only=True):
     """A job about to be written. Not frozen: it is made by the ten thousand, and never shared."""
 
@@ -337,6 +353,7 @@ class NewJob(msgspec.Struct, kw_only=True):
     after_on: Literal["success", "failure", "stop"] | None = None
     takes: Literal["result", "results", "error"] | None = None
     input: str | None = None  # JSON, given before its own arguments
+    unique: UniqueKey | None = None  # no column: its options carry the key
 
     def is_plain(self) -> bool:
         """Whether nothing is said but the task, its arguments, its queue and its priority."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from pgtasks.errors import ConfigurationError
+from pgtasks.keys import Key, check_key
 from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
 
 FOREVER = 2**31 - 1
@@ -68,6 +70,15 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
             commits with what it wrote there, or not at all.
         log_arguments: show the arguments in the log lines of its jobs.
         origin: where its jobs come from, for people.
+        unique: at most one job for each key waits or runs in a queue: True: the key is all of its arguments; a
+            function of some of its parameters, by their names; a template over them, "{customer_id}".
+        unique_for: the key is held so many seconds (or a timedelta) from the call, whatever becomes of the job.
+        unique_until: or until the job is "started" (a worker took it; it does not take the key again for a retry), or
+            "finished", which is what holds if neither is said.
+        on_conflict: what a call does whose key another job holds: "skip" returns that one's result, with
+            ``created`` False; "replace" also gives it the arguments and the time of this call, if it still waits;
+            "raise" raises DuplicateJobError. Where something waits for the job (chains, chords, callbacks), it raises
+            in any case.
         bind: the function's first parameter is the task itself.
         raw: the function receives the `Job` and nothing else.
     """
@@ -89,6 +100,10 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     transactional: bool = False
     log_arguments: bool = False
     origin: str | None = None
+    unique: Key = False
+    unique_for: float | None = None
+    unique_until: str | None = None
+    on_conflict: str | None = None
     bind: bool = False
     raw: bool = False
 
@@ -109,6 +124,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_limits(self.soft_time_limit, self.time_limit)
         for option in ("at_most_once", "transactional", "log_arguments"):
             check_flag(option, getattr(self, option))
+        check_unique(self.name, self.unique, self.unique_for, self.unique_until, self.on_conflict)
         if self.bind and self.raw:
             raise ConfigurationError(
                 f"task {self.name!r} is both bind and raw: a raw task receives the job only"
@@ -314,6 +330,34 @@ def check_flag(option: str, value: object) -> None:
         raise ConfigurationError(f"{option} is True or False, found {value!r}")
 
 
+def check_unique(
+    task_name: str, key: object, seconds: object, until: object, on_conflict: object
+) -> None:
+    """Raise ConfigurationError unless this is how a job is unique, or is not."""
+    said = {"unique_for": seconds, "unique_until": until, "on_conflict": on_conflict}
+    if key is False:
+        option = next((option for option, value in said.items() if value is not None), None)
+        if option is not None:
+            raise ConfigurationError(
+                f"task {task_name!r}: {option} is about a unique key, and there is none: say unique=True, too"
+            )
+        return
+    check_key(task_name, key, None, option="unique")
+    if seconds is not None:
+        check_seconds("unique_for", seconds, least=0.001)
+    if until not in (None, "started", "finished"):
+        raise ConfigurationError(f"unique_until is 'started' or 'finished', found {until!r}")
+    if seconds is not None and until is not None:
+        raise ConfigurationError(
+            f"task {task_name!r}: expected unique_for or unique_until, found both: unique_for holds the key so long, "
+            "whatever becomes of the job"
+        )
+    if on_conflict not in (None, "skip", "replace", "raise"):
+        raise ConfigurationError(
+            f"on_conflict is 'skip', 'replace' or 'raise', found {on_conflict!r}"
+        )
+
+
 def check_exception_types(option: str, value: object) -> None:
     """Raise ConfigurationError unless this is a tuple of exception classes."""
     if not isinstance(value, tuple) or not all(
@@ -333,6 +377,10 @@ def task_options(name: str, said: Mapping[str, Any]) -> TaskOptions:
     for option in ("retry_for", "no_retry_for", "throws"):
         if option in options:
             options[option] = _as_tuple(options[option])
+    if isinstance(options.get("unique_for"), timedelta):
+        options["unique_for"] = options["unique_for"].total_seconds()
+    if options.get("unique", False) is None:
+        options["unique"] = False
     known = set(TaskOptions.__struct_fields__)
     unknown = sorted(set(options) - known)
     if unknown:

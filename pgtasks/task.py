@@ -30,6 +30,7 @@ from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
+from pgtasks.keys import LATER, check_key
 from pgtasks.node import LINKS, Node
 from pgtasks.options import (
     MANUAL_RETRIES,
@@ -41,10 +42,11 @@ from pgtasks.options import (
     check_retries,
     check_seconds,
 )
-from pgtasks.parameters import Parameters
+from pgtasks.parameters import Parameters, unnamed
 from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
 from pgtasks.signatures import ACCUMULATE, MAP, STARMAP, loop, signature
+from pgtasks.unique import UNIQUE_OPTIONS, make_unique
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -104,6 +106,10 @@ class Task(Generic[P, R]):
         self.run = function
         self.options = options
         self.parameters = Parameters(function, bound=options.bind)
+        if options.unique is not False and not options.raw:
+            check_key(options.name, options.unique, self.parameters.names, option="unique")
+        # What was said of it, rather than left to its default: it goes before `task_routes`.
+        self.said: frozenset[str] = frozenset()
         self.connection: Any = None  # where jobs are written, if not by the app's own choice
         self.__name__ = getattr(function, "__name__", options.name)
         self.__doc__ = function.__doc__
@@ -159,12 +165,14 @@ class Task(Generic[P, R]):
             kwargs: keyword arguments.
             options: ``task_id`` (a UUID), ``countdown`` (seconds from now) or ``eta`` (an aware
                 datetime), ``expires`` (seconds from now, or an aware datetime), ``queue``,
-                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``; ``link`` and
+                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``; ``unique``,
+                ``unique_for``, ``unique_until`` and ``on_conflict`` as in `TaskOptions`; ``link`` and
                 ``link_error``: a signature or a list of them, to run once it has succeeded or failed.
 
         Raises:
             TypeError: the function does not take these arguments, or there is no such option.
             EncodingError: JSON cannot carry one of the arguments.
+            DuplicateJobError: it is unique with ``on_conflict="raise"``, and another job has its key.
         """
         if any(name in options for name in LINKS):
             return self.signature(args, kwargs, **options).apply_async()
@@ -287,6 +295,7 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | None = None,
+        count: bool = True,
     ) -> Retry:
         """Raise `Retry`: run this job again later, with the same arguments and the same id.
 
@@ -298,6 +307,7 @@ class Task(Generic[P, R]):
             eta: when, as an aware datetime.
             countdown: when, in seconds from now; without both, the task's retry schedule says.
             max_retries: how many retries to allow, instead of the task's number (else 3).
+            count: False: it uses up no retry; see `Retry`.
 
         Raises:
             Retry: what tells the worker.
@@ -317,7 +327,7 @@ class Task(Generic[P, R]):
                 or RuntimeError(f"{self.name}: retry() called outside of a job")
             )  # type: ignore[attr-defined,unused-ignore]
         maximum = self.max_retries if max_retries is None else max_retries
-        if request.retries >= maximum:
+        if count and request.retries >= maximum:
             raise exc or MaxRetriesExceededError(
                 f"{self.name} [{request.id}] was retried {request.retries} times, and {maximum} are allowed"
             )
@@ -326,6 +336,7 @@ class Task(Generic[P, R]):
             eta if eta is not None else countdown,
             error if isinstance(error, Exception) else None,
             retries=maximum,
+            count=count,
         )
         if throw:
             raise retry
@@ -500,14 +511,39 @@ class Task(Generic[P, R]):
             expires_in=options.expires,
             origin=options.origin,
         )
-        self.app.route(job)
+        self.app.route(job, args, kwargs, said, self)
         if said:
             apply_call_options(job, said)
+        if options.unique is not False or (said and not UNIQUE_OPTIONS.isdisjoint(said)):
+            make_unique(job, options, said or {}, lambda: self.arguments(args, kwargs, given))
         request = request_var.get()
         if request is not None:
             job.parent_id = request.id
             job.root_id = request.root_id
         return job
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Return the arguments of a call by the names of the parameters: what keys are made of.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            given: how many arguments it may be given before its own when it runs: they are `LATER`.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        if self.options.raw:
+            return {**unnamed(*args, **kwargs), **({"args": LATER} if given else {})}
+        for number in given:
+            try:
+                return self.parameters.arguments(args, kwargs, unknown=[LATER] * number)
+            except TypeError:
+                if number == given[-1]:
+                    raise
+        return self.parameters.arguments(args, kwargs)
 
     def _bind_later(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]
@@ -589,6 +625,8 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
             case "soft_time_limit" | "time_limit":
                 stored[option] = seconds(option, value)
                 check_limits(stored.get("soft_time_limit"), stored.get("time_limit"))
+            case "unique" | "unique_for" | "unique_until" | "on_conflict":
+                pass  # see `make_unique`
             case "serializer" if value == "json":
                 pass
             case _:

@@ -99,14 +99,14 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'take_keys', 'replace_waiting', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
                 ('pgtasks_worker', array[
                     'register_worker', 'publish_tasks', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
                     'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
-                    'record_progress', 'forget_progress',
+                    'record_progress', 'forget_progress', 'forget_keys',
                     'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
                     'forget_listeners', 'maintain_history',
@@ -116,7 +116,7 @@ begin
                 ('pgtasks_admin', array[
                     'graph_jobs', 'bundle_waiters',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
-                    'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results',
+                    'reset_finished', 'retry_failed', 'reschedule_job', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results',
                     'add_schedule', 'edit_schedule', 'pause_schedules', 'resume_schedules', 'run_schedule',
                     'remove_schedules'
                 ])
@@ -143,6 +143,8 @@ grant select on pgtasks.task to pgtasks_producer;
 grant select (idle, queues) on pgtasks.worker to pgtasks_producer;
 -- AsyncResult.job(), GroupResult, app.schedules.list(): the views mask.
 grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.schedules to pgtasks_producer;
+-- Who has a unique key; the key itself stands in each job's options.
+grant select on pgtasks.unique_key to pgtasks_producer, pgtasks_inspector;
 
 -- Workers watch each other, and read what was cancelled of their claims.
 grant select on pgtasks.worker, pgtasks.claim to pgtasks_worker;

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
+from msgspec import structs
+
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
-from pgtasks.errors import JobStateError, NotFoundError, ScheduleError
+from pgtasks.errors import DuplicateJobError, JobStateError, NotFoundError, ScheduleError
 from pgtasks.ids import id_time
 from pgtasks.job import (
     Bundle,
@@ -23,12 +25,14 @@ from pgtasks.job import (
     NewJob,
     QueueInfo,
     Status,
+    UniqueKey,
     WorkerInfo,
     members_of,
     place_members,
 )
 from pgtasks.progress import Progress
 from pgtasks.schedule import Schedule
+from pgtasks.unique import same_key
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -37,7 +41,7 @@ COPY_FROM = 10
 BATCH = 1000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NEW_JOB_FIELDS = NewJob.__struct_fields__
+NEW_JOB_FIELDS = tuple(name for name in NewJob.__struct_fields__ if name != "unique")
 WAITING_FIELDS = ("after_bundle_id", "after_on", "takes", "input")
 NEW_BUNDLE_FIELDS = NewBundle.__struct_fields__
 
@@ -69,6 +73,13 @@ class ChildRow(NamedTuple):
     group_id: str | None
 
 
+class HeldKey(NamedTuple):
+    """A unique key that a job has."""
+
+    until: datetime | None
+    release: str | None
+
+
 def since(ids: Iterable[str]) -> datetime:
     """Return a moment before which none of these jobs can have stopped, for pruning partitions.
 
@@ -83,8 +94,14 @@ def since(ids: Iterable[str]) -> datetime:
 # Enqueue
 
 
-def enqueue_job(job: NewJob) -> Statement[None]:
-    """Write one job."""
+def enqueue_job(job: NewJob) -> Statement[str | None]:
+    """Write one job; of a unique one read the id of the job that has its key, if that is another.
+
+    Raises:
+        DuplicateJobError: another has it, and that is what ``on_conflict`` says.
+    """
+    if job.unique is not None:
+        return _enqueue_unique(job)
     if job.is_plain():
         return Statement(
             name="enqueue_plain_job",
@@ -98,17 +115,133 @@ def enqueue_job(job: NewJob) -> Statement[None]:
             },
             read=no_rows,
         )
+    return Statement(name="enqueue_job", parameters=_one_job(job), read=no_rows)
+
+
+def _one_job(job: NewJob) -> dict[str, object]:
+    return {name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS}
+
+
+def _enqueue_unique(job: NewJob) -> Statement[str | None]:
+    unique = job.unique
+    assert unique is not None
+
+    def read(rows: Rows) -> str | None:
+        if not rows:
+            return None
+        if unique.on_conflict == "raise":
+            raise _duplicate(job, rows[0][0])
+        return cast("str", rows[0][0])
+
     return Statement(
-        name="enqueue_job",
+        name="enqueue_unique_job",
         parameters={
-            name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS
+            **_one_job(job),
+            "key": unique.key,
+            "seconds": unique.seconds,
+            "release": unique.release,
+            "replace": unique.on_conflict == "replace",
         },
-        read=no_rows,
+        read=read,
     )
 
 
-def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> Steps[None]:
-    """Write many jobs, and the bundles that they are members of or wait for, in one transaction."""
+def _duplicate(job: NewJob, holder: str, because: str = "") -> DuplicateJobError:
+    key = "" if job.unique is None else job.unique.key.removeprefix(f"{job.task}:")
+    return DuplicateJobError(
+        f"job {holder} of task {job.task!r} has the unique key {key!r} in queue {job.queue or 'default'!r}{because}",
+        holder,
+    )
+
+
+@repeatable
+def enqueue_jobs(
+    jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = (), *, strict: bool = False
+) -> Steps[dict[str, str]]:
+    """Write many jobs, and the bundles that they are members of or wait for, in one transaction.
+
+    Returns those that were left out, since another job has their unique key, each with the id of that one. In a group
+    they are no members.
+
+    Args:
+        jobs: what to write.
+        bundles: their bundles.
+        strict: none may be left out; so it is in any case where something waits for a job.
+
+    Raises:
+        DuplicateJobError: one may not be left out, or ``on_conflict`` says so.
+    """
+    held: dict[str, str] = {}
+    unique = [job for job in jobs if job.unique is not None]
+    if unique:
+        strict = strict or not _is_flat(jobs, bundles)
+        held = yield from _take_keys(unique, strict=strict)
+    if held:
+        jobs = [job for job in jobs if job.id not in held]
+        bundles = [structs.replace(one, total=one.total - len(held)) for one in bundles]
+    yield from _write_jobs(jobs, bundles)
+    return held
+
+
+def _is_flat(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> bool:
+    """Whether nothing waits for any of these jobs: single ones, or the members of one group."""
+    if any(job.waits() for job in jobs):
+        return False
+    if not bundles:
+        return True
+    return len(bundles) == 1 and bundles[0].kind == "group" and bundles[0].parent_id is None
+
+
+def _take_keys(jobs: Sequence[NewJob], *, strict: bool) -> Steps[dict[str, str]]:
+    """Take the keys of unique jobs; returns those that do not get theirs, each with the id of the job that has it."""
+    yield from _place_unknown(jobs)
+    firsts, others = same_key(list(jobs))
+    unique = [cast("UniqueKey", job.unique) for job in firsts.values()]
+    rows: Rows = yield Statement(
+        name="take_keys",
+        parameters={
+            "queue": [job.queue for job in firsts.values()],
+            "key": [one.key for one in unique],
+            "id": list(firsts),
+            "seconds": [one.seconds for one in unique],
+            "release": [one.release for one in unique],
+        },
+        read=list,
+    )
+    held: dict[str, str] = dict(rows)
+    replacing = [
+        firsts[id] for id in held if cast("UniqueKey", firsts[id].unique).on_conflict == "replace"
+    ]
+    for job, first in others:
+        held[job.id] = held.get(first.id, first.id)
+        if job.unique is not None and job.unique.on_conflict == "replace":
+            if first.id in held:
+                replacing.append(job)
+            else:  # not written yet
+                first.args, first.kwargs = job.args, job.kwargs
+                first.start_at, first.delay = job.start_at, job.delay
+                first.expires_at, first.expires_in = job.expires_at, job.expires_in
+    for job in jobs:
+        if job.id in held and job.unique is not None:
+            if strict:
+                because = ", and something waits for this one: nothing was enqueued"
+                raise _duplicate(job, held[job.id], because)
+            if job.unique.on_conflict == "raise":
+                raise _duplicate(job, held[job.id])
+    if replacing:
+        # Of several calls with one key the last one counts.
+        last = {(job.queue, cast("UniqueKey", job.unique).key): job for job in replacing}
+        names = ("queue", "args", "kwargs", "start_at", "delay", "expires_at", "expires_in")
+        columns: dict[str, object] = {
+            name: [getattr(job, name) for job in last.values()] for name in names
+        }
+        columns["key"] = [key for _, key in last]
+        columns["seconds"] = [cast("UniqueKey", job.unique).seconds for job in last.values()]
+        yield Statement(name="replace_waiting", parameters=columns, read=no_rows)
+    return held
+
+
+def _write_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> Steps[None]:
     if bundles:
         columns = {name: [getattr(one, name) for one in bundles] for name in NEW_BUNDLE_FIELDS}
         yield Statement(name="insert_bundles", parameters=columns, read=no_rows)
@@ -156,6 +289,7 @@ def grow_group(
 
     Raises:
         JobStateError: the group has stopped, or there is none.
+        DuplicateJobError: one of them is unique, and another job has its key.
     """
     members = len(members_of(jobs, bundles, place_id))
     grown: Rows = yield Statement(
@@ -163,7 +297,8 @@ def grow_group(
     )
     if not grown:
         raise JobStateError(f"bundle {bundle_id} is not an open group: nothing can be added to it")
-    yield from enqueue_jobs(jobs, place_members(jobs, bundles, place_id, *grown[0]))
+    placed = place_members(jobs, bundles, place_id, *grown[0])
+    yield from enqueue_jobs(jobs, placed, strict=True)
 
 
 def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) -> str:
@@ -609,6 +744,12 @@ def reset_job(id: str) -> Steps[None]:
     """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
     if not (yield from reset_jobs([id])):
         job: Job = yield get_job(id)
+        holder: str | None = yield key_holder(job)
+        if job.state.finished and holder not in (None, id):
+            raise JobStateError(
+                f"job {id} is unique, and job {holder} has its key: it can be reset when that one is finished, "
+                f"or say app.cancel({holder!r})"
+            )
         if job.state.finished:
             raise JobStateError(
                 f"job {id} did not run, since what it waited for failed or did not end: "
@@ -617,6 +758,65 @@ def reset_job(id: str) -> Steps[None]:
         raise JobStateError(
             f"job {id} is {job.state}: only a finished job can be reset, cancel it first"
         )
+
+
+def key_holder(job: Job) -> Statement[str | None]:
+    """Read the id of the job that has a job's unique key; None: none has it, or it has no key."""
+    return Statement(
+        name="key_holder",
+        parameters={"queue": job.queue, "key": job.options.get("unique_key")},
+        read=lambda rows: rows[0][0] if rows else None,
+    )
+
+
+def held_key(job: Job) -> Statement[HeldKey | None]:
+    """Read how long a job has its unique key; None: it has it no longer, or never had one."""
+    return Statement(
+        name="held_key",
+        parameters={"queue": job.queue, "key": job.options.get("unique_key"), "id": job.id},
+        read=lambda rows: HeldKey._make(rows[0]) if rows else None,
+    )
+
+
+@repeatable
+def reschedule_job(
+    id: str,
+    *,
+    start_at: datetime | None,
+    delay: float | None,
+    now: bool,
+    priority: int | None,
+    queue: str | None,
+) -> Steps[JobState]:
+    """Give a job that waits another time, priority or queue; NotFoundError, or JobStateError if it does not wait.
+
+    Args:
+        id: which job.
+        start_at: when.
+        delay: when, in seconds from the database's now.
+        now: as soon as may be; without any of these three its time stays.
+        priority: None: stays.
+        queue: None: stays.
+    """
+    state: str | None = yield Statement(
+        name="reschedule_job",
+        parameters={
+            "id": id,
+            "start_at": start_at,
+            "delay": delay,
+            "now": now,
+            "priority": priority,
+            "queue": queue,
+        },
+        read=_only_value,
+    )
+    if state is None:
+        job: Job = yield get_job(id)
+        what = "reset it first" if job.state.finished else "a worker has it"
+        raise JobStateError(
+            f"job {id} is {job.state}, and only a job that waits can be rescheduled: {what}"
+        )
+    return JobState(state)
 
 
 def retry_failed(ids: Sequence[str]) -> Statement[list[str]]:

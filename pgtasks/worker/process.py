@@ -149,7 +149,7 @@ def register(
         "tasks": sorted(app.tasks) if known else [],
     }
     published = [
-        (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
+        (task.name, app.queue_of(task), app.priority_of(task))
         for task in map(app.tasks.__getitem__, known)
     ]
     schedules = codec.encode(app.declared_schedules, "schedules", max_bytes=2**28)

@@ -40,6 +40,8 @@ PROGRESS_EVERY = 1.0
 FORGET_PROGRESS_EVERY = 30.0
 # How soon a schedule goes that was taken out of the code.
 KEEP_SCHEDULES_EVERY = 10.0
+# Unique keys whose time is over are in nobody's way: who wants one takes it.
+FORGET_KEYS_EVERY = 30.0
 
 
 class Upkeep:
@@ -96,6 +98,7 @@ class Upkeep:
                 self.forget_listeners,
                 self.forget_progress,
                 self.keep_schedules,
+                self.forget_keys,
             ),
             0.0,
         )
@@ -281,6 +284,11 @@ class Upkeep:
                 events.emit("schedule.forgotten", schedules=reply[0][0])
 
         self._submit("keep_schedules", {}, done, now)
+    def forget_keys(self, now: float) -> None:
+        """Remove unique keys whose time is over."""
+        self._again(self.forget_keys, now, FORGET_KEYS_EVERY)
+        done = partial(self._soon_if_full, self.forget_keys, now)
+        self._submit("forget_keys", {"limit": PARK_LIMIT}, done, now)
 
     # The tables
 

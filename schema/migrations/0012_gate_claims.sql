@@ -85,6 +85,9 @@ begin
     insert into pgtasks.claim (token, worker_id, queue, job_ids, at_most_once)
     values (p_token, p_worker_id, p_queue, v_ids, p_at_most_once);
 
+    -- Keys that are held until the start: an index of these alone, usually empty.
+    delete from pgtasks.unique_key k where k.job_id = any(v_ids) and k.release = 'start';
+
     return query
     update pgtasks.job j
     set token = p_token,
@@ -174,6 +177,8 @@ set enable_hashjoin = on   -- the caller's is off, and would hold here
 set jit = off
 as $$
 #variable_conflict use_column
+declare
+    v_keyed uuid[];
 begin
     retried := '{}';
     if 'retry' = any(p_outcome) then
@@ -187,13 +192,16 @@ begin
             set state = case when o.delay > 0 then 'scheduled' else 'ready' end,
                 start_at = now() + o.delay * interval '1 second',
                 seq = nextval('pgtasks.job_seq'),
-                attempts = coalesce(j.attempts, '[]') || jsonb_build_object(
+                -- One that is not counted (Retry(count=False)) leaves no trace, as often as it comes.
+                attempt = j.attempt - case when o.error ->> 'counted' = 'false' then 1 else 0 end,
+                attempts = case when o.error ->> 'counted' = 'false' then j.attempts else
+                    coalesce(j.attempts, '[]') || jsonb_build_object(
                     'attempt', j.attempt,
                     'worker_id', j.worker_id,
                     'started_at', now() - o.age * interval '1 second',
                     'stopped_at', now(),
                     'error', o.error
-                ),
+                ) end,
                 token = null,
                 worker_id = null,
                 started_at = null
@@ -246,9 +254,13 @@ begin
     select
         coalesce(array_agg(g.id::text), '{}'),
         coalesce(array_agg(g.bundle_id) filter (where g.bundle_id is not null), '{}'),
-        coalesce(array_agg(g.outcome <> 'succeeded') filter (where g.bundle_id is not null), '{}')
-    into ids, bundle_ids, failed
+        coalesce(array_agg(g.outcome <> 'succeeded') filter (where g.bundle_id is not null), '{}'),
+        array_agg(g.id) filter (where g.options is not null)
+    into ids, bundle_ids, failed, v_keyed
     from gone g;
+    if v_keyed is not null then
+        perform pgtasks.release_keys(v_keyed);
+    end if;
 end
 $$;
 

@@ -94,3 +94,9 @@ from pgtasks.job
 where queue = any(%(queues)s::text[]) and token is null
 order by id
 limit %(limit)s::integer
+
+-- name: reschedule_job
+-- Gives a job that waits another time, priority or queue; null if it does not wait.
+select pgtasks.reschedule_job(
+    %(id)s::uuid, %(start_at)s::timestamptz, %(delay)s::float8, %(now)s::boolean, %(priority)s::integer, %(queue)s::text
+)

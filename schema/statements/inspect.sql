@@ -181,3 +181,13 @@ from (
 left join pgtasks.jobs j on j.queue = q.queue and j.stopped_at is null
 group by q.queue
 order by q.queue
+
+-- name: key_holder
+-- Which job has a unique key.
+select job_id::text from pgtasks.unique_key where queue = %(queue)s::text and key = %(key)s::text
+
+-- name: held_key
+-- Until when a job has its unique key, or what ends that; no row if it has none.
+select until, release
+from pgtasks.unique_key
+where queue = %(queue)s::text and key = %(key)s::text and job_id = %(id)s::uuid

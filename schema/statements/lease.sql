@@ -84,3 +84,7 @@ select pgtasks.forget_listeners()
 -- name: forget_progress
 -- Removes the progress of attempts that are over.
 select pgtasks.forget_progress()
+
+-- name: forget_keys
+-- Removes unique keys whose time is over, at most `limit`.
+select pgtasks.forget_keys(%(limit)s::integer)
