@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
+    from pgtasks.options import Queue
     from pgtasks.registry import Route
     from pgtasks.worker.process import WorkerProcess
 
@@ -38,6 +39,8 @@ class App(Sending, Management):
             server in ``./.pgtasks``. None: ``$PGTASKS_DSN``, asked at first use.
         routes: which queue a task goes to, unless the call says: ``{"mail.*": "mail"}``, or a
             function from the task's name to a queue or None.
+        queues: limits of queues, for all workers together: ``{"mail": Queue(max_running=5, rate="100/m")}``;
+            see `Queue`.
         known_errors: exception classes that ``get()`` may raise as themselves.
         soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
         time_limit: of tasks that name none, in seconds; a worker's option goes before.
@@ -52,12 +55,13 @@ class App(Sending, Management):
         dsn: str | None = None,
         *,
         routes: Route | None = None,
+        queues: Mapping[str, Queue] | None = None,
         known_errors: Iterable[type[Exception]] = (),
         soft_time_limit: float | None = None,
         time_limit: float | None = None,
         eager: bool | None = None,
     ) -> None:
-        super().__init__(routes=routes, known_errors=known_errors)
+        super().__init__(routes=routes, queues=queues or {}, known_errors=known_errors)
         check_limits(soft_time_limit, time_limit)
         self.name = name
         self.soft_time_limit = soft_time_limit

@@ -24,7 +24,7 @@ from typing import (
 from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
-from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
+from pgtasks.options import BUILTIN, Queue, TaskOptions, check_queue_name, task_options
 from pgtasks.signatures import signature
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
@@ -65,13 +65,26 @@ class Registry:
     """What an app knows without any database.
 
     Args:
-        routes, known_errors: see `App`.
+        routes, queues, known_errors: see `App`.
     """
 
-    def __init__(self, *, routes: Route | None, known_errors: Iterable[type[Exception]]) -> None:
+    def __init__(
+        self,
+        *,
+        routes: Route | None,
+        queues: Mapping[str, Queue],
+        known_errors: Iterable[type[Exception]],
+    ) -> None:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.shared: dict[SharedTask, Task[..., Any]] = {}
         self.routes = routes
+        self.declared_queues = dict(queues)
+        for name, queue in self.declared_queues.items():
+            check_queue_name(name)
+            if not isinstance(queue, Queue):
+                raise ConfigurationError(
+                    f"queue {name!r} is declared by a pgtasks.Queue, such as Queue(max_running=5), found {queue!r}"
+                )
         self.known_errors = list(known_errors)
         self.job_listeners: list[JobListener] = []
         self.bundle_listeners: list[tuple[str | None, BundleListener]] = []
@@ -238,9 +251,9 @@ class Registry:
             check_queue_name(queue)
         return queue
 
-    def queues(self) -> list[str]:
-        """Return every queue that the tasks and routes name, and "default"."""
-        names = {"default"}
+    def queue_names(self) -> list[str]:
+        """Return every queue that the tasks, the routes and the app name, and "default"."""
+        names = {"default", *self.declared_queues}
         for task in self.tasks.values():
             names.add(self.routed_queue(task.name) or task.queue)
         if isinstance(self.routes, Mapping):

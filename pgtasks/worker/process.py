@@ -40,7 +40,7 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     Raises:
         ConfigurationError: none is left.
     """
-    queues = list(options.queues) if options.queues is not None else app.queues()
+    queues = list(options.queues) if options.queues is not None else app.queue_names()
     served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
     if not served:
         raise ConfigurationError(f"no queue is left: {', '.join(queues)} are all excluded")
@@ -133,7 +133,10 @@ def register(
         for task in map(app.tasks.__getitem__, app.own_tasks())
     ]
     with app.pools.connect() as connection:
-        return run(connection, operations.register_worker(description, published))
+        return run(
+            connection,
+            operations.register_worker(description, published, app.declared_queues),
+        )
 
 
 def run_worker(parent: Parent) -> None:

@@ -34,6 +34,10 @@ FUNCTIONS: dict[str, set[str]] = {
     "may_notify": PRODUCER,
     "register_worker": WORKER,
     "publish_tasks": WORKER,
+    "publish_queues": WORKER,
+    "park_paused": WORKER,
+    "unpark_paused": WORKER | ADMIN,
+    "age_queue": WORKER,
     "beat": WORKER,
     "set_idle": WORKER,
     "deregister_worker": WORKER,
@@ -68,7 +72,22 @@ FUNCTIONS: dict[str, set[str]] = {
     "lock_bundles": ADMIN,
     "delete_bundles": ADMIN,
     "retry_failed": ADMIN,
+    "pause_queue": ADMIN,
+    "resume_queue": ADMIN,
+    "limit_queue": ADMIN,
+    "reset_limits": ADMIN,
+    "pause_task": ADMIN,
+    "resume_task": ADMIN,
+    "move_jobs": ADMIN,
     # Called by the others, or by the trigger.
+    "apply_declared": NOBODY,
+    "count_held": NOBODY,
+    "count_tokens": NOBODY,
+    "gate_room": NOBODY,
+    "next_token": NOBODY,
+    "open_gate": NOBODY,
+    "take_tokens": NOBODY,
+    "tell_gates": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
@@ -96,6 +115,7 @@ INVOKER = {
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
     "option_number", "replace_job", "results_of", "was_refused",
+    "apply_declared", "count_held", "count_tokens", "gate_room", "next_token", "open_gate", "take_tokens", "tell_gates",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
@@ -107,6 +127,7 @@ SELECT: dict[str, set[str]] = {
     "task": PRODUCER | LOOK,
     "worker": PRODUCER | LOOK,
     "claim": WORKER | LOOK,
+    "queue": WORKER | LOOK,
     "migrations": PRODUCER | LOOK,
 }
 SELECT_COLUMNS = {
