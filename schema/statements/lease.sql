@@ -25,6 +25,7 @@ union all
 select 'task', t.name, t.paused_at is not null, false, false
 from pgtasks.task t
 where t.parks
+order by 1, 2
 
 -- name: beat
 -- Renews the lease; no row comes back if another worker declared this one dead. `lock`: take the session's
