@@ -140,8 +140,8 @@ class QueueManagement:
     def move_jobs(self, source: str, target: str, *, task: str | None = None) -> int:
         """Move every job of a queue that no worker has taken to another one, and return how many.
 
-        They keep their ids and their order, and stand in line behind those that are there. In batches: what was
-        moved stays moved if this is interrupted.
+        They keep their ids and their order, and stand in line behind those that are there. Unique ones stay if
+        another job has their key there. In batches: what was moved stays moved if this is interrupted.
 
         Args:
             source: from which queue.
@@ -151,20 +151,26 @@ class QueueManagement:
         from pgtasks.db import operations
 
         _check_move(source, target)
-        moved = 0
-        while ids := self.run(operations.move_jobs(source, target, task=task)):
-            moved += len(ids)
-        return moved
+        moved, stay = 0, dict[str, str]()
+        while True:
+            batch = self.run(operations.move_jobs(source, target, task=task, without=stay))
+            moved += len(batch.ids)
+            stay |= batch.stay
+            if not batch.ids and not batch.stay:
+                return moved
 
     async def amove_jobs(self, source: str, target: str, *, task: str | None = None) -> int:
         """Move every job of a queue that no worker has taken to another one; see `move_jobs`."""
         from pgtasks.db import operations
 
         _check_move(source, target)
-        moved = 0
-        while ids := await self.arun(operations.move_jobs(source, target, task=task)):
-            moved += len(ids)
-        return moved
+        moved, stay = 0, dict[str, str]()
+        while True:
+            batch = await self.arun(operations.move_jobs(source, target, task=task, without=stay))
+            moved += len(batch.ids)
+            stay |= batch.stay
+            if not batch.ids and not batch.stay:
+                return moved
 
     def published_tasks(self) -> list[TaskInfo]:
         """Return the tasks that workers have published, and which are paused."""

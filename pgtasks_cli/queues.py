@@ -208,7 +208,7 @@ def move(
     """Move the jobs that wait in a queue to another one.
 
     Ready, scheduled, blocked and parked ones; running jobs are left alone. They keep their ids and their order,
-    and stand in line behind what is there.
+    and stand in line behind what is there. Unique ones stay if another job has their key there.
 
     \b
     Example:

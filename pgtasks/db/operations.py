@@ -787,10 +787,29 @@ def unpark_paused() -> Statement[int | None]:
     return Statement(name="unpark_paused", parameters={"limit": BATCH}, read=_only_value)
 
 
+class Moved(NamedTuple):
+    """What became of jobs that were to be moved: which did, and which stay, with the job that has their unique key."""
+
+    ids: list[str]
+    stay: dict[str, str]
+
+
 def move_jobs(
-    source: str, target: str, *, ids: Sequence[str] | None = None, task: str | None = None
-) -> Statement[list[str]]:
-    """Move up to `BATCH` jobs that no worker has taken to another queue; reads which moved."""
+    source: str,
+    target: str,
+    *,
+    ids: Sequence[str] | None = None,
+    task: str | None = None,
+    without: Iterable[str] = (),
+) -> Statement[Moved]:
+    """Move up to `BATCH` jobs that no worker has taken to another queue; none of those ``without``."""
+
+    def read(rows: Rows) -> Moved:
+        return Moved(
+            [id for id, holder in rows if holder is None],
+            {id: holder for id, holder in rows if holder is not None},
+        )
+
     return Statement(
         name="move_jobs",
         parameters={
@@ -798,9 +817,10 @@ def move_jobs(
             "to": target,
             "ids": None if ids is None else list(ids),
             "task": task,
+            "without": list(without),
             "limit": BATCH,
         },
-        read=_first_column,
+        read=read,
     )
 
 

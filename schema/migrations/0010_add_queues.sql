@@ -553,17 +553,22 @@ end
 $$;
 
 -- Moves jobs that no worker has taken to another queue, oldest first, each with a new place in line: those of p_ids, or
--- all; of a task, or of all; at most p_limit. Returns the ids of those that moved.
-create function pgtasks.move_jobs(p_from text, p_to text, p_ids uuid[], p_task text, p_limit integer)
-returns setof text
+-- all; of a task, or of all; none of p_without; at most p_limit. Their unique keys go with them. Returns the ids of those
+-- that moved, and of those that stay, with the job that has their key there.
+create function pgtasks.move_jobs(
+    p_from text, p_to text, p_ids uuid[], p_task text, p_without uuid[], p_limit integer
+) returns table (id text, holder text)
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
 set jit = off
 as $$
+#variable_conflict use_column
 declare
     v_state text;
     v_ids uuid[] := '{}';
+    v_keyed uuid[];
+    v_refused record;
 begin
     if p_ids is not null then
         v_ids := array(
@@ -572,6 +577,7 @@ begin
             where j.queue = p_from
                 and j.id = any(p_ids)
                 and j.token is null
+                and not j.id = any(p_without)
                 and (p_task is null or j.task = p_task)
             order by j.seq
             limit p_limit
@@ -586,12 +592,27 @@ begin
                 where j.queue = p_from
                     and j.state = v_state
                     and j.token is null
+                    and not j.id = any(p_without)
                     and (p_task is null or j.task = p_task)
                 order by j.priority desc, j.seq
                 limit p_limit - cardinality(v_ids)
                 for update skip locked
             );
             exit when cardinality(v_ids) >= p_limit;
+        end loop;
+    end if;
+
+    v_keyed := array(
+        select j.id
+        from pgtasks.job j
+        where j.queue = p_from and j.id = any(v_ids) and j.options ? 'unique_key'
+    );
+    if cardinality(v_keyed) > 0 then
+        for v_refused in select m.id, m.holder from pgtasks.move_keys(v_keyed, p_to) m loop
+            v_ids := array_remove(v_ids, v_refused.id);
+            id := v_refused.id::text;
+            holder := v_refused.holder::text;
+            return next;
         end loop;
     end if;
 
@@ -604,7 +625,7 @@ begin
     set queue = p_to, seq = n.seq
     from numbered n
     where j.queue = p_from and j.id = n.id
-    returning j.id::text;
+    returning j.id::text, null::text;
     if found then
         perform pgtasks.wake(array[p_to]);
     end if;

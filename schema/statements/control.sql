@@ -123,5 +123,9 @@ select pgtasks.pause_task(%(name)s::text, %(by)s::text, %(reason)s::text)
 select pgtasks.resume_task(%(name)s::text)
 
 -- name: move_jobs
--- Moves jobs that no worker has taken to another queue, at most `limit`; returns which.
-select pgtasks.move_jobs(%(from)s::text, %(to)s::text, %(ids)s::uuid[], %(task)s::text, %(limit)s::integer)
+-- Moves jobs that no worker has taken to another queue, at most `limit`; returns which, and which stay since another job
+-- has their unique key there.
+select id, holder
+from pgtasks.move_jobs(
+    %(from)s::text, %(to)s::text, %(ids)s::uuid[], %(task)s::text, %(without)s::uuid[], %(limit)s::integer
+)
