@@ -44,9 +44,7 @@ def test_shares_follow_the_weights_to_within_one_job_at_any_time(weights, wants)
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    st.lists(st.integers(1, 20), min_size=9, max_size=12), st.integers(1, 20), st.integers(1, 8)
-)
+@given(st.lists(st.integers(1, 20), min_size=9, max_size=12), st.integers(1, 20), st.integers(1, 8))
 def test_no_queue_starves_where_not_all_are_asked_at_once(weights, want, most):
     weight = dict(zip(QUEUES, weights, strict=False)) | {"q0": 21}  # not all equal
     queues, total = list(weight), sum(weight.values())
