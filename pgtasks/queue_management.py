@@ -150,7 +150,7 @@ class QueueManagement:
         """
         from pgtasks.db import operations
 
-        _check_move(source, target)
+        check_move(source, target)
         moved, stay = 0, dict[str, str]()
         while True:
             batch = self.run(operations.move_jobs(source, target, task=task, without=stay))
@@ -163,7 +163,7 @@ class QueueManagement:
         """Move every job of a queue that no worker has taken to another one; see `move_jobs`."""
         from pgtasks.db import operations
 
-        _check_move(source, target)
+        check_move(source, target)
         moved, stay = 0, dict[str, str]()
         while True:
             batch = await self.arun(operations.move_jobs(source, target, task=task, without=stay))
@@ -241,7 +241,8 @@ def _check_pause(reason: object, by: object) -> None:
         )
 
 
-def _check_move(source: str, target: str) -> None:
+def check_move(source: str, target: str) -> None:
+    """Raise ConfigurationError unless these are two names of queues."""
     check_queue_name(source)
     check_queue_name(target)
     if source == target:

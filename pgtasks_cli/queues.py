@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pgtasks import QueueInfo, Rate
+from pgtasks.queue_management import check_move
 from pgtasks_cli import output
 from pgtasks_cli.holding import known_queues, operator, paused, reason_option
 from pgtasks_cli.params import Duration
@@ -214,6 +215,7 @@ def move(
     Example:
       pgtasks queues move mail bulk --task shop.send_newsletter
     """
+    check_move(source, target)
     app = session.connect()
     known_queues(app, [source])
     known_queues(app, [target], new=new)
