@@ -38,10 +38,21 @@ from pgtasks.errors import (
 )
 from pgtasks.group_result import GroupResult
 from pgtasks.guard import guarded
-from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
+from pgtasks.job import (
+    Attempt,
+    Bundle,
+    Job,
+    JobError,
+    JobFilter,
+    JobState,
+    QueueInfo,
+    Status,
+    TaskInfo,
+)
 from pgtasks.logs import get_task_logger
-from pgtasks.options import TaskOptions, WorkerOptions
+from pgtasks.options import Queue, TaskOptions, WorkerOptions
 from pgtasks.progress import Progress
+from pgtasks.rates import Rate
 from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
@@ -53,6 +64,8 @@ from pgtasks.version import VERSION as __version__
 __all__ = [
     # The app and its tasks
     "App",
+    "Queue",
+    "Rate",
     "Task",
     "TaskOptions",
     "WorkerOptions",
@@ -85,7 +98,9 @@ __all__ = [
     "JobState",
     "Progress",
     "Schedule",
+    "QueueInfo",
     "Status",
+    "TaskInfo",
     # From inside of a task
     "Cancelled",
     "Ignore",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
+    from pgtasks.options import Queue
     from pgtasks.registry import Route
     from pgtasks.routing import TaskRoutes
     from pgtasks.worker.process import WorkerProcess
@@ -42,6 +43,8 @@ class App(Scheduling, Management):
         task_routes: Celery's: a dict, pairs, a function, or a list of these, by name, glob or regular expression;
             see `pgtasks.routing`. In Celery's order: the call's ``queue``, then the one that ``@app.task`` names, then
             this. A worker has to be told (``-Q``) of queues that only a function names.
+        queues: limits of queues, for all workers together: ``{"mail": Queue(max_running=5, rate="100/m")}``;
+            see `Queue`.
         known_errors: exception classes that ``get()`` may raise as themselves.
         soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
         time_limit: of tasks that name none, in seconds; a worker's option goes before.
@@ -59,6 +62,7 @@ class App(Scheduling, Management):
         *,
         routes: Route | None = None,
         task_routes: TaskRoutes | None = None,
+        queues: Mapping[str, Queue] | None = None,
         known_errors: Iterable[type[Exception]] = (),
         soft_time_limit: float | None = None,
         time_limit: float | None = None,
@@ -69,6 +73,7 @@ class App(Scheduling, Management):
         super().__init__(
             routes=routes,
             task_routes=task_routes,
+            queues=queues or {},
             known_errors=known_errors,
             timezone=timezone,
             beat_schedule=beat_schedule,

@@ -38,6 +38,7 @@ LEVELS = {
     "worker.rescued": logging.WARNING,
     "worker.lease_lost": logging.ERROR,
     "worker.trust": logging.WARNING,
+    "worker.gates": logging.INFO,
     "worker.gave_up": logging.ERROR,
     "child.started": logging.DEBUG,
     "child.died": logging.ERROR,

@@ -13,6 +13,7 @@ from pgtasks.group_result import GroupResult
 from pgtasks.ids import parse_id
 from pgtasks.job import Bundle, Job, JobFilter, JobState, Status, WorkerInfo
 from pgtasks.options import check_priority, check_queue_name
+from pgtasks.queue_management import QueueManagement
 from pgtasks.result import AsyncResult
 from pgtasks.result_set import ResultSet
 from pgtasks.result_tree import ResultBase
@@ -20,9 +21,7 @@ from pgtasks.task import aware, seconds
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.db.run import Operation
 
-T = TypeVar("T")
 B = TypeVar("B", bound=ResultBase)
 Ids = str | AsyncResult[Any]
 
@@ -36,16 +35,8 @@ class Keep(Enum):
 KEEP = Keep.KEEP
 
 
-class Management:
+class Management(QueueManagement):
     """The operations of an app on what is in the database; the app says how they are run."""
-
-    def run(self, operation: Operation[T], connection: Any = None) -> T:
-        """Run an operation on a synchronous connection."""
-        raise NotImplementedError
-
-    async def arun(self, operation: Operation[T], connection: Any = None) -> T:
-        """Run an operation on an asynchronous connection."""
-        raise NotImplementedError
 
     # Jobs
 

@@ -16,6 +16,7 @@ import msgspec
 
 from pgtasks.errors import ConfigurationError
 from pgtasks.keys import Key, check_key
+from pgtasks.rates import Rate, parse_rate
 from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
 
 FOREVER = 2**31 - 1
@@ -141,6 +142,36 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         return not self.ignore_result and self.keep_history
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """What an app declares for a queue, for all workers together: ``App(queues={"mail": Queue(max_running=5)})``.
+
+    Workers write it into the database when they start. Limits that an operator set by hand
+    (``app.limit_queue``, ``pgtasks queues limit``) go before, and so does a pause. What code no longer declares
+    holds on until it is taken away by hand.
+
+    Attributes:
+        max_running: how many of its jobs run at most. Jobs that a worker holds and has not begun count.
+        rate: how many attempts begin: "10/s", "100/m", "1000/h", or a number in a second; a `Rate` says its
+            burst, too.
+        ageing: after so many seconds of waiting a job's priority rises by one, and again after so many, up to the
+            highest priority that waits in the queue.
+    """
+
+    max_running: int | None = None
+    rate: Rate | str | float | None = None
+    ageing: float | None = None
+
+    def __post_init__(self) -> None:
+        check_max_running(self.max_running)
+        check_ageing(self.ageing)
+        self.bucket  # noqa: B018 (raises for what is no rate)
+
+    @property
+    def bucket(self) -> Rate | None:
+        """The rate, read."""
+        return None if self.rate is None else parse_rate(self.rate)
+
+
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a worker.
 
@@ -148,6 +179,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: how many jobs run at once: the number of children.
         queues: which queues to serve; None: all that the app's tasks and routes name, and "default".
         exclude_queues: which of these not to serve.
+        weights: how many jobs are claimed of a queue in proportion to the others, while several have some;
+            those that are not named have 1.
         name: what the worker is called; %h is the host, %n its first part, %d the rest.
         pool: "prefork" forks children; "threads" forks one that runs jobs in threads; "solo" runs
             jobs one by one in this very process; "beat" runs none, and is for the schedules alone.
@@ -175,6 +208,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     queues: tuple[str, ...] | None = None
     exclude_queues: tuple[str, ...] = ()
+    weights: Mapping[str, int] = {}  # msgspec copies it for each instance
     name: str = "worker@%h"
     pool: str = "prefork"
     async_concurrency: int = 1
@@ -208,6 +242,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             check_queue_name(queue)
         if self.queues is not None and not self.queues:
             raise ConfigurationError("expected at least one queue, found none")
+        for queue, weight in self.weights.items():
+            check_queue_name(queue)
+            check_count(f"the weight of queue {queue!r}", weight, most=1000)
+            if self.queues is not None and queue not in self.queues:
+                raise ConfigurationError(
+                    f"queue {queue!r} has a weight and is not served: expected one of {', '.join(self.queues)}"
+                )
         check_seconds("poll_interval", self.poll_interval, least=0.01)
         check_seconds("grace", self.grace, least=0)
         check_seconds("beat", self.beat, least=0.1)
@@ -292,6 +333,18 @@ def check_count(option: str, value: object, *, most: int) -> None:
     """Raise ConfigurationError unless this is a whole number from 1 to ``most``."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise ConfigurationError(f"{option} is a whole number from 1 to {most}, found {value!r}")
+
+
+def check_max_running(value: object) -> None:
+    """Raise ConfigurationError unless this is a number of jobs, or None."""
+    if value is not None:
+        check_count("max_running", value, most=1_000_000)
+
+
+def check_ageing(value: object) -> None:
+    """Raise ConfigurationError unless this is the time in which a priority rises, or None."""
+    if value is not None:
+        check_seconds("ageing", value, least=1)
 
 
 def check_seconds(option: str, value: object, *, least: float) -> None:

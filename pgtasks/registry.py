@@ -24,7 +24,7 @@ from typing import (
 from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
-from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
+from pgtasks.options import BUILTIN, Queue, TaskOptions, check_queue_name, task_options
 from pgtasks.routing import NOWHERE, Destination, Router, TaskRoutes
 from pgtasks.signatures import signature
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
@@ -66,7 +66,7 @@ class Registry:
     """What an app knows without any database.
 
     Args:
-        routes, task_routes, known_errors: see `App`.
+        routes, task_routes, queues, known_errors: see `App`.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Registry:
         *,
         routes: Route | None,
         task_routes: TaskRoutes | None,
+        queues: Mapping[str, Queue],
         known_errors: Iterable[type[Exception]],
     ) -> None:
         if routes is not None and task_routes is not None:
@@ -84,6 +85,13 @@ class Registry:
         self.shared: dict[SharedTask, Task[..., Any]] = {}
         self.routes = routes
         self.router = None if task_routes is None else Router(task_routes)
+        self.declared_queues = dict(queues)
+        for name, queue in self.declared_queues.items():
+            check_queue_name(name)
+            if not isinstance(queue, Queue):
+                raise ConfigurationError(
+                    f"queue {name!r} is declared by a pgtasks.Queue, such as Queue(max_running=5), found {queue!r}"
+                )
         self.known_errors = list(known_errors)
         self.job_listeners: list[JobListener] = []
         self.bundle_listeners: list[tuple[str | None, BundleListener]] = []
@@ -287,9 +295,9 @@ class Registry:
             check_queue_name(queue)
         return queue
 
-    def queues(self) -> list[str]:
-        """Return every queue that the tasks and routes name, and "default"."""
-        names = {"default"}
+    def queue_names(self) -> list[str]:
+        """Return every queue that the tasks, the routes and the app name, and "default"."""
+        names = {"default", *self.declared_queues}
         for task in self.tasks.values():
             names.add(self.queue_of(task))
         if isinstance(self.routes, Mapping):

@@ -29,7 +29,7 @@ def banner(app: App, parent: Parent) -> str:
         "limits": limits(app, options),
         "children": replacement(options),
         "health": parent.health_address and f"http://{parent.health_address}/health",
-        "queues": ", ".join(parent.queues),
+        "queues": ", ".join(weighted(queue, options) for queue in parent.queues),
         "schedules": schedules(app)
         + ("" if options.schedules else ", and others see to it (--no-beat)"),
         "tasks": "\n            ".join(shown),
@@ -63,6 +63,12 @@ def asynchronous(options: WorkerOptions) -> str:
     if options.async_concurrency == 1:
         return ""
     return f"{options.async_concurrency} more at once in each child, of async def tasks"
+
+
+def weighted(queue: str, options: WorkerOptions) -> str:
+    """Return a queue with its weight, if it has one."""
+    weight = options.weights.get(queue, 1)
+    return queue if weight == 1 else f"{queue}:{weight}"
 
 
 def limits(app: App, options: WorkerOptions) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from pgtasks import App, Attempt, Job, JobError, JobState, Progress
 from pgtasks.unique import without_key
-from pgtasks_cli import crash, graph, output, relations
+from pgtasks_cli import crash, graph, holding, output, relations
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
 from pgtasks_cli.params import Later
 from pgtasks_cli.selection import (
@@ -401,6 +401,7 @@ def print_job(session: Session, app: App, job: Job, with_args: bool) -> None:
             "task": job.task,
             "state": f"{job.state}{', cancel requested' if job.cancel_requested else ''}",
             "reason": job.reason,
+            "held back": holding.held_back(app, job),
             "because": relations.failed_before(app, job),
             "waits for" if job.state is JobState.BLOCKED else "waited for": relations.waited_for(
                 app, job

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pgtasks import WorkerOptions
 from pgtasks.options import worker_name
+from pgtasks_cli import output
 from pgtasks_cli.loading import import_module
-from pgtasks_cli.params import Duration, Memory, Names
+from pgtasks_cli.params import Duration, Memory, Names, WeightedNames
 from pgtasks_cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pgtasks import App
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,8 +63,9 @@ def ignored_options(command: F) -> F:
 @click.option(
     "-Q",
     "--queues",
-    type=Names(),
-    help="Serve these queues.  [default: all that tasks and routes name, and default]",
+    type=WeightedNames(),
+    help="Serve these queues; with weights, mail:3,default, three jobs of mail for each of default while both have "
+    "some.  [default: all that tasks and routes name, and default]",
 )
 @click.option("-X", "--exclude-queues", type=Names(), help="Do not serve these.")
 @click.option(
@@ -174,6 +179,13 @@ def ignored_options(command: F) -> F:
     "--keep-history-for", type=Duration(), help="How long finished jobs are kept.  [default: 7d]"
 )
 @click.option(
+    "--purge",
+    "--discard",
+    "purge",
+    is_flag=True,
+    help="First cancel every job that waits in the queues to be served; it does not ask.",
+)
+@click.option(
     "-B",
     "--beat/--no-beat",
     "schedules",
@@ -190,6 +202,7 @@ def worker(
     log_json: bool,
     logfile: str | None,
     pidfile: str | None,
+    purge: bool,
     **said: Any,
 ) -> None:
     """Run jobs until told to stop.
@@ -203,7 +216,7 @@ def worker(
     \b
     Example:
       pgtasks worker -A shop -c 4 -l info
-      pgtasks worker -A shop -Q mail,default -n mail@%h
+      pgtasks worker -A shop -Q mail:3,default -n mail@%h
       pgtasks worker -A shop --time-limit 10m --max-memory-per-child 500MB --health-port 8080
       pgtasks worker -A shop -P threads -c 20
     """
@@ -224,6 +237,8 @@ def worker(
         logs.set_up(loglevel.upper(), json=log_json or session.json)
         for warning in warnings(app, options):
             logs.logger.warning(warning)
+        if purge:
+            purge_first(session, app, parent.queues)
         run_worker(parent)
 
 
@@ -234,9 +249,20 @@ def import_all(modules: tuple[str, ...] | None) -> None:
             raise click.UsageError(f"no module is named {module!r}, which --include names")
 
 
+def purge_first(session: Session, app: App, queues: Sequence[str]) -> None:
+    """Cancel what waits, over a connection of its own: the pool has threads, and this process is going to fork."""
+    with app.pools.connect() as connection, app.connection(connection):
+        gone = app.purge(*queues)
+    output.remark(session, f"Purged {output.plural(gone, 'job')} from {', '.join(queues)}")
+
+
 def worker_options(said: dict[str, Any]) -> WorkerOptions:
     """Return the options; what was not said is left to them."""
     options = {name: value for name, value in said.items() if value is not None}
+    if "queues" in options:
+        weights = options["queues"]
+        options["queues"] = tuple(weights)
+        options["weights"] = {name: weight for name, weight in weights.items() if weight != 1}
     if not options.get("prefetch", True):
         del options["prefetch"]
     if options.get("pool") != "solo":

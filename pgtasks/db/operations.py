@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, cast
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from msgspec import structs
 
@@ -25,6 +26,7 @@ from pgtasks.job import (
     NewJob,
     QueueInfo,
     Status,
+    TaskInfo,
     UniqueKey,
     WorkerInfo,
     members_of,
@@ -33,6 +35,9 @@ from pgtasks.job import (
 from pgtasks.progress import Progress
 from pgtasks.schedule import Schedule
 from pgtasks.unique import same_key
+
+if TYPE_CHECKING:
+    from pgtasks.options import Queue
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -62,6 +67,21 @@ class ParentRow(NamedTuple):
     is_group: bool
     id: str
     task: str | None
+
+
+class Gates(NamedTuple):
+    """What may hold a job of a queue and a task back."""
+
+    queue_paused_at: datetime | None
+    queue_paused_by: str | None
+    queue_reason: str | None
+    max_running: int | None
+    rate: float | None
+    tokens: float | None
+    running: int
+    task_paused_at: datetime | None
+    task_paused_by: str | None
+    task_reason: str | None
 
 
 class ChildRow(NamedTuple):
@@ -619,6 +639,25 @@ def list_queues() -> Statement[list[QueueInfo]]:
     )
 
 
+def list_queue_names() -> Statement[list[str]]:
+    """Read the name of every queue that is in use or configured."""
+    return Statement(name="list_queue_names", read=_first_column)
+
+
+def list_tasks() -> Statement[list[TaskInfo]]:
+    """Read the tasks that workers have published."""
+    return Statement(name="list_tasks", read=lambda rows: [TaskInfo.from_row(row) for row in rows])
+
+
+def get_gates(job: Job) -> Statement[Gates]:
+    """Read what may hold a job back."""
+    return Statement(
+        name="get_gates",
+        parameters={"queue": job.queue, "task": job.task},
+        read=lambda rows: Gates._make(rows[0]),
+    )
+
+
 # Control
 
 
@@ -885,27 +924,157 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
         )
 
 
+# Queues and tasks
+
+
+def pause_queue(name: str, *, reason: str | None, by: str | None) -> Statement[None]:
+    """Hold a queue; again to say another reason."""
+    return Statement(
+        name="pause_queue", parameters={"name": name, "by": by, "reason": reason}, read=no_rows
+    )
+
+
+def resume_queue(name: str) -> Statement[bool]:
+    """Let a queue go on; reads whether it was paused."""
+    return Statement(name="resume_queue", parameters={"name": name}, read=_only_value)
+
+
+def limit_queue(
+    name: str,
+    limits: Mapping[str, int | float | None],
+    *,
+    burst: int | None,
+    by: str | None,
+) -> Statement[None]:
+    """Set limits of a queue by hand.
+
+    Args:
+        name: which queue.
+        limits: any of max_running, rate (in a second) and ageing; what is absent stays, None is none.
+        burst: of the rate.
+        by: who sets them.
+    """
+    return Statement(
+        name="limit_queue",
+        parameters={
+            "name": name,
+            "set": list(limits),
+            "max_running": limits.get("max_running"),
+            "rate": limits.get("rate"),
+            "burst": burst,
+            "ageing": limits.get("ageing"),
+            "by": by,
+        },
+        read=no_rows,
+    )
+
+
+def reset_limits(name: str) -> Statement[bool]:
+    """Let the limits of a queue be those that code declares; reads whether an operator had set any."""
+    return Statement(name="reset_limits", parameters={"name": name}, read=_only_value)
+
+
+def pause_task(name: str, *, reason: str | None, by: str | None) -> Steps[None]:
+    """Hold a task; NotFoundError if no worker has published it."""
+    known = yield Statement(
+        name="pause_task", parameters={"name": name, "by": by, "reason": reason}, read=_only_value
+    )
+    if not known:
+        names = [one.name for one in (yield list_tasks())]
+        raise NotFoundError(f"no worker has published a task {name!r}{did_you_mean(name, names)}")
+
+
+def resume_task(name: str) -> Statement[bool]:
+    """Let a task go on; reads whether it was paused. What was parked is for `unpark_paused`."""
+    return Statement(name="resume_task", parameters={"name": name}, read=_only_value)
+
+
+def unpark_paused() -> Statement[int | None]:
+    """Free up to `BATCH` parked jobs of a task that was resumed; None: there is no such task."""
+    return Statement(name="unpark_paused", parameters={"limit": BATCH}, read=_only_value)
+
+
+class Moved(NamedTuple):
+    """What became of jobs that were to be moved: which did, and which stay, with the job that has their unique key."""
+
+    ids: list[str]
+    stay: dict[str, str]
+
+
+def move_jobs(
+    source: str,
+    target: str,
+    *,
+    ids: Sequence[str] | None = None,
+    task: str | None = None,
+    without: Iterable[str] = (),
+) -> Statement[Moved]:
+    """Move up to `BATCH` jobs that no worker has taken to another queue; none of those ``without``."""
+
+    def read(rows: Rows) -> Moved:
+        return Moved(
+            [id for id, holder in rows if holder is None],
+            {id: holder for id, holder in rows if holder is not None},
+        )
+
+    return Statement(
+        name="move_jobs",
+        parameters={
+            "from": source,
+            "to": target,
+            "ids": None if ids is None else list(ids),
+            "task": task,
+            "without": list(without),
+            "limit": BATCH,
+        },
+        read=read,
+    )
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message about a name that is unknown: the one that was meant, if one is near."""
+    near = get_close_matches(name, names, 1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": found {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else ""
+
+
 # Workers
 
 
 def register_worker(
     description: Mapping[str, object],
     tasks: Sequence[tuple[str, str, int]],
+    limits: Mapping[str, Queue],
     app: str,
     schedules: str,
     age: float,
 ) -> Steps[tuple[int, list[str]]]:
-    """Add a worker, publish its tasks and declare its schedules.
+    """Add a worker, publish its tasks and what its app declares for queues, and declare its schedules.
 
     Args:
         description: the columns of its row.
         tasks: name, queue and priority of each task that it knows.
+        limits: what is declared for queues, by name.
         app: whose schedules these are.
         schedules: name -> definition, as JSON.
         age: seconds since its process began.
 
     Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
+    if limits:
+        buckets = [one.bucket for one in limits.values()]
+        yield Statement(
+            name="publish_queues",
+            parameters={
+                "name": list(limits),
+                "max_running": [one.max_running for one in limits.values()],
+                "rate": [one and one.per_second for one in buckets],
+                "burst": [one and one.tokens for one in buckets],
+                "ageing": [one.ageing for one in limits.values()],
+            },
+            read=no_rows,
+        )
     if tasks:
         names, queues, priorities = zip(*tasks, strict=True)
         yield Statement(

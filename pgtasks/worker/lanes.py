@@ -50,7 +50,13 @@ class Lane:
         self.in_pipes = 0
         self.pace = Pace()
         self.intake = Intake(
-            queues, options.poll_interval, options.listen, now, number, kind.at_most_once
+            queues,
+            options.poll_interval,
+            options.listen,
+            now,
+            number,
+            kind.at_most_once,
+            options.weights,
         )
         # How many of its jobs run at once in one child.
         self.places = options.async_concurrency if kind.asynchronous else options.threads

@@ -57,6 +57,8 @@ GIVE_UP_AFTER = 5.0
 
 # Where request_cancel notifies every worker.
 CANCEL_CHANNEL = "pgtasks_cancel"
+# Where every worker hears that something was paused, resumed or limited.
+GATES_CHANNEL = "pgtasks_gates"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 
@@ -100,7 +102,7 @@ class Parent:
         self._work = Link(conninfo)
         self._desk = Desk(self._work, queues, tasks, self.ledger.kinds, self._events.append)
         self._transactional = {name for name, facts in tasks.items() if facts.transactional}
-        channels = [*_channels(queues), CANCEL_CHANNEL] if options.listen else []
+        channels = [*_channels(queues), CANCEL_CHANNEL, GATES_CHANNEL] if options.listen else []
         if options.listen and options.schedules:
             channels.append(SCHEDULE_CHANNEL)
         self._watch = Link(conninfo, [f'listen "{channel}"' for channel in channels])
@@ -117,6 +119,7 @@ class Parent:
             self._reports,
             self._on_lease_lost,
             self._on_cancelled,
+            self._on_gates,
         )
         self._started_at = time.monotonic()
         address = options.health_address
@@ -345,6 +348,8 @@ class Parent:
                 self._upkeep.look_for_cancels(now)
             elif channel == SCHEDULE_CHANNEL:
                 self._upkeep.look_at_schedules(now)
+            elif channel == GATES_CHANNEL:
+                self._upkeep.look_for_gates(now)
             else:
                 self._events.append(msg.Woken(self._queue_of.get(channel)))
         link.notified.clear()
@@ -497,6 +502,16 @@ class Parent:
                 {token: frozenset(ids) for token, _, ids in claims},
             )
         )
+
+    def _on_gates(self, gates: msg.GatesRead) -> None:
+        events.emit(
+            "worker.gates",
+            worker=self.name,
+            paused_queues=sorted(gates.paused_queues),
+            paused_tasks=sorted(gates.paused_tasks),
+        )
+        self._desk.leave_out(gates.paused_tasks)
+        self._events.append(gates)
 
     def _some_may_be_stuck(self) -> bool:
         return any(child.slate.has_unreported() for child in self.pool.children.values())

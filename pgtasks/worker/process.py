@@ -43,7 +43,7 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     """
     if options.pool == "beat":
         return []
-    queues = list(options.queues) if options.queues is not None else app.queues()
+    queues = list(options.queues) if options.queues is not None else app.queue_names()
     served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
     if not served:
         raise ConfigurationError(f"no queue is left: {', '.join(queues)} are all excluded")
@@ -153,7 +153,9 @@ def register(
         for task in map(app.tasks.__getitem__, known)
     ]
     schedules = codec.encode(app.declared_schedules, "schedules", max_bytes=2**28)
-    registering = operations.register_worker(description, published, app.name, schedules, age)
+    registering = operations.register_worker(
+        description, published, app.declared_queues, app.name, schedules, age
+    )
     with app.pools.connect() as connection:
         worker_id, by_hand = run(connection, registering)
     for schedule in by_hand:

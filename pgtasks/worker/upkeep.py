@@ -17,6 +17,7 @@ from pgtasks import events
 from pgtasks.worker.host import Identity
 from pgtasks.worker.leases import LeaseWatch, OwnLease
 from pgtasks.worker.link import Call, Failed, Link, Reply, State, plain_array, text_array
+from pgtasks.worker.messages import GatesRead
 from pgtasks.worker.milestones import Milestones, Reports
 from pgtasks.worker.ticks import Ticks
 
@@ -33,6 +34,13 @@ PARK_AFTER = 60.0  # an unknown task waits so long for a worker that knows it
 PARK_LIMIT = 1000
 UNPARK_EVERY = 5.0
 ORPHANS_EVERY = 10.0
+# How often a worker looks what is paused and limited, if no notification tells; and how often it parks jobs of paused
+# tasks, frees those of resumed ones, and raises priorities where queues age: only while there are any.
+GATES_EVERY = 0.5
+PARK_PAUSED_EVERY = 2.0
+UNPARK_PAUSED_EVERY = 2.0
+AGE_EVERY = 1.0
+AGE_LIMIT = 2000
 LISTENERS_EVERY = 60.0
 # How often what running jobs say of their progress is written, if it changed; and how often that of jobs that
 # have ended, or were given back, is removed: nobody sees it meanwhile.
@@ -56,6 +64,7 @@ class Upkeep:
         reports: returns how far running jobs are, as they say: serial -> job and report.
         lease_lost: called when others declared this worker dead.
         cancelled: called with what was cancelled: token, ids, and those to interrupt; each time anew.
+        gates: called when something else is paused or limited than before.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Upkeep:
         reports: Callable[[], Reports],
         lease_lost: Callable[[], None],
         cancelled: Callable[[Sequence[tuple[str, list[str], list[str]]]], None],
+        gates: Callable[[GatesRead], None],
     ) -> None:
         self.worker_id = 0
         self._link = link
@@ -81,6 +91,11 @@ class Upkeep:
         self._milestones = Milestones()
         self._lease_lost = lease_lost
         self._cancelled = cancelled
+        self._gates = gates
+        self._gates_read: list[tuple[Any, ...]] = []
+        self._paused_tasks: frozenset[str] = frozenset()
+        self._resumed = False  # whether jobs of a task that is not paused any more may be parked
+        self._ageing: list[str] = []  # queues
         self._watch_every = min(WATCH_EVERY, options.beat / 2)
         self._leases = LeaseWatch(options.lease, gap=2 * self._watch_every + 1.0)
         self.own_lease = OwnLease(options.lease, boot_time())
@@ -90,10 +105,14 @@ class Upkeep:
                 self.beat,
                 self.watch,
                 self.look_for_cancels,
+                self.look_for_gates,
                 self.record_progress,
                 self.maintain,
                 self.park,
                 self.unpark,
+                self.park_paused,
+                self.unpark_paused,
+                self.age,
                 self.release_orphans,
                 self.forget_listeners,
                 self.forget_progress,
@@ -129,7 +148,7 @@ class Upkeep:
         self._locked = False
         self._leases.missed()
         self._ticks.connected()
-        for duty in (self.beat, self.watch, self.look_for_cancels):
+        for duty in (self.beat, self.watch, self.look_for_cancels, self.look_for_gates):
             self._due[duty] = now
         if self._options.schedules:
             self._due[self.look_at_schedules] = now
@@ -173,6 +192,31 @@ class Upkeep:
                 self._cancelled(reply)
 
         self._submit("list_cancels", {"worker_id": self.worker_id}, done, now)
+
+    def look_for_gates(self, now: float) -> None:
+        """Ask what is paused and limited of what this worker serves and knows, and tell if that is news."""
+        self._again(self.look_for_gates, now, GATES_EVERY)
+
+        def done(reply: Reply) -> None:
+            if not isinstance(reply, list) or reply == self._gates_read:
+                return
+            self._gates_read = reply
+            queues = [row[1:] for row in reply if row[0] == "queue"]
+            tasks = [row[1:] for row in reply if row[0] == "task"]
+            self._paused_tasks = frozenset(name for name, paused, *_ in tasks if paused)
+            self._resumed = len(self._paused_tasks) < len(tasks)
+            self._ageing = [name for name, _, _, ages in queues if ages]
+            for duty in (self.park_paused, self.unpark_paused):
+                self._due[duty] = 0.0
+            self._gates(
+                GatesRead(
+                    paused_queues=frozenset(name for name, paused, _, _ in queues if paused),
+                    paused_tasks=self._paused_tasks,
+                    limited_queues=frozenset(name for name, _, limited, _ in queues if limited),
+                )
+            )
+
+        self._submit("list_gates", {"queues": list(self._queues)}, done, now)
 
     def watch(self, now: float) -> None:
         """Look whether other workers' beats move, and rescue the jobs of the dead."""
@@ -284,6 +328,7 @@ class Upkeep:
                 events.emit("schedule.forgotten", schedules=reply[0][0])
 
         self._submit("keep_schedules", {}, done, now)
+
     def forget_keys(self, now: float) -> None:
         """Remove unique keys whose time is over."""
         self._again(self.forget_keys, now, FORGET_KEYS_EVERY)
@@ -320,6 +365,38 @@ class Upkeep:
         for queue in self._queues:
             parameters = {"queue": queue, "tasks": list(self._tasks), "limit": PARK_LIMIT}
             self._submit("unpark_known", parameters, done, now)
+
+    def park_paused(self, now: float) -> None:
+        """Park jobs of paused tasks, so that they do not stand at the head of the line."""
+        self._again(self.park_paused, now, PARK_PAUSED_EVERY)
+        if self._paused_tasks:
+            done = partial(self._soon_if_full, self.park_paused, now)
+            for queue in self._queues:
+                self._submit("park_paused", {"queue": queue, "limit": PARK_LIMIT}, done, now)
+
+    def unpark_paused(self, now: float) -> None:
+        """Free parked jobs of tasks that were resumed."""
+        self._again(self.unpark_paused, now, UNPARK_PAUSED_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._resumed = reply[0][0] is not None
+                if self._resumed:
+                    self._due[self.unpark_paused] = now
+
+        if self._resumed:
+            self._submit("unpark_paused", {"limit": PARK_LIMIT}, done, now)
+
+    def age(self, now: float) -> None:
+        """Raise the priority of jobs that waited, in queues that are to age."""
+        self._again(self.age, now, AGE_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0] >= AGE_LIMIT:
+                self._due[self.age] = now
+
+        for queue in self._ageing:
+            self._submit("age_queue", {"queue": queue, "limit": AGE_LIMIT}, done, now)
 
     def _soon_if_full(self, duty: Callable[[float], None], now: float, reply: Reply) -> None:
         """Let a duty be done again at once, if there was more than one round could take."""

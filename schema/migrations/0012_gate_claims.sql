@@ -41,7 +41,15 @@ declare
     v_ids uuid[] := '{}';
     v_more uuid[];
     v_range integer;
+    v_gated boolean := exists (select from pgtasks.queue q where q.name = p_queue);
 begin
+    if v_gated then   -- how many the queue lets pass
+        p_limit := pgtasks.open_gate(p_queue, p_limit);
+        if p_limit < 1 then
+            return;
+        end if;
+    end if;
+
     for v_range in 1 .. cardinality(p_high) loop
         if p_after[v_range] is not null then
             v_more := array(
@@ -80,6 +88,10 @@ begin
         return;
     end if;
 
+    if v_gated then
+        perform pgtasks.take_tokens(p_queue, cardinality(v_ids));
+    end if;
+
     -- Durable like everything else: a claim that is lost with the server would let others run what this worker
     -- is running, although no worker died (tests/chaos, restarts under load).
     insert into pgtasks.claim (token, worker_id, queue, job_ids, at_most_once)
@@ -106,7 +118,8 @@ begin
 end
 $$;
 
--- Says of each queue whether a job of these tasks is ready, and in how many seconds the next scheduled one is due.
+-- Says of each queue whether a job of these tasks is ready, and in how many seconds the next scheduled one is due. Of a
+-- queue that is paused or full nothing is ready; nor is it where there is no token, and the next one is due like a job.
 -- Of hot queues the asker knows better whether something is ready: there the answer is null. The settings and
 -- the order force the claim index also for a table that was never analysed. The one with two arguments stays for
 -- workers of the release before.
@@ -127,6 +140,7 @@ begin
         q.name,
         case
             when q.name = any(p_hot) then null
+            when g.name is not null and pgtasks.gate_room(g, 1) < 1 then false
             else coalesce((
                 select true
                 from pgtasks.job j
@@ -135,14 +149,18 @@ begin
                 limit 1
             ), false)
         end,
-        extract(epoch from (
-            select j.start_at
-            from pgtasks.job j
-            where j.queue = q.name and j.state = 'scheduled'
-            order by j.start_at
-            limit 1
-        ) - now())::double precision
-    from unnest(p_queues) as q (name);
+        least(
+            extract(epoch from (
+                select j.start_at
+                from pgtasks.job j
+                where j.queue = q.name and j.state = 'scheduled'
+                order by j.start_at
+                limit 1
+            ) - now())::double precision,
+            case when g.rate is not null then pgtasks.next_token(g) end
+        )
+    from unnest(p_queues) as q (name)
+    left join pgtasks.queue g on g.name = q.name;
 end
 $$;
 
@@ -333,6 +351,9 @@ begin
         v_all_ids := v_all_ids || v_ids;
         v_all_bundle_ids := v_all_bundle_ids || v_bundle_ids;
         v_all_failed := v_all_failed || v_failed;
+        if exists (select from pgtasks.queue q where q.name = v_queue and q.max_running is not null) then
+            perform pgtasks.wake(array[v_queue]);   -- a place is free
+        end if;
     end loop;
 
     if cardinality(v_all_bundle_ids) > 0 then

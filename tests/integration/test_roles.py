@@ -34,6 +34,10 @@ FUNCTIONS: dict[str, set[str]] = {
     "may_notify": PRODUCER,
     "register_worker": WORKER,
     "publish_tasks": WORKER,
+    "publish_queues": WORKER,
+    "park_paused": WORKER,
+    "unpark_paused": WORKER | ADMIN,
+    "age_queue": WORKER,
     "beat": WORKER,
     "set_idle": WORKER,
     "deregister_worker": WORKER,
@@ -84,6 +88,22 @@ FUNCTIONS: dict[str, set[str]] = {
     "renew_schedule": NOBODY,
     "set_schedules": NOBODY,
     "tell_schedules": NOBODY,
+    "pause_queue": ADMIN,
+    "resume_queue": ADMIN,
+    "limit_queue": ADMIN,
+    "reset_limits": ADMIN,
+    "pause_task": ADMIN,
+    "resume_task": ADMIN,
+    "move_jobs": ADMIN,
+    # Called by the others, or by the trigger.
+    "apply_declared": NOBODY,
+    "count_held": NOBODY,
+    "count_tokens": NOBODY,
+    "gate_room": NOBODY,
+    "next_token": NOBODY,
+    "open_gate": NOBODY,
+    "take_tokens": NOBODY,
+    "tell_gates": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
@@ -112,6 +132,7 @@ INVOKER = {
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
     "option_number", "replace_job", "results_of", "was_refused",
     "define_schedules", "enqueue_scheduled", "renew_schedule", "set_schedules", "tell_schedules",
+    "apply_declared", "count_held", "count_tokens", "gate_room", "next_token", "open_gate", "take_tokens", "tell_gates",
 }  # fmt: skip
 
 # Who may select from a relation, whole or in part (columns).
@@ -125,6 +146,7 @@ SELECT: dict[str, set[str]] = {
     "claim": WORKER | LOOK,
     "schedule": ADMIN,
     "schedules": PRODUCER | LOOK,
+    "queue": WORKER | LOOK,
     "migrations": PRODUCER | LOOK,
 }
 SELECT_COLUMNS = {
