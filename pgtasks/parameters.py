@@ -71,6 +71,45 @@ class Parameters:
         self._bound = bound
         self._accept = _acceptor(function, bound)
 
+    @functools.cached_property
+    def names(self) -> frozenset[str] | None:
+        """The names of what callers may give; None: anything, for it takes ``**kwargs`` or does not say."""
+        parameters = self._given
+        if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return None
+        return frozenset(parameter.name for parameter in parameters)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, unknown: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """Return the arguments of a call by the names of the parameters, defaults among them.
+
+        What stands in ``**kwargs`` is found by its own name as well. Of a function that does not say what it
+        takes: ``args``, ``kwargs`` and what is in these.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            unknown: what stands for arguments before these, which are not known yet.
+
+        Raises:
+            TypeError: the function could not be called so.
+        """
+        return self._arguments(*unknown, *args, **kwargs)
+
+    @functools.cached_property
+    def _arguments(self) -> Callable[..., dict[str, Any]]:
+        return _namer(self._given)
+
+    @functools.cached_property
+    def _given(self) -> list[Parameter] | None:
+        """The parameters that are the caller's to give; None: it does not say."""
+        try:
+            parameters = list(_signature(self._function).parameters.values())
+        except (TypeError, ValueError):
+            return None
+        return parameters[1:] if _skips_first(parameters, self._bound) else parameters
+
     def bind(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         """Raise TypeError if the function could not be called so, with the words of Python."""
         self._accept(*args, **kwargs)
@@ -202,6 +241,35 @@ def _acceptor(function: Callable[..., object], bound: bool) -> Callable[..., obj
     accept: types.FunctionType = scope["accept"]
     accept.__qualname__ = name  # it stands in the messages
     return accept
+
+
+def unnamed(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call of which no parameters are known; see `Parameters.arguments`."""
+    return {**kwargs, "args": args, "kwargs": kwargs}
+
+
+def _namer(parameters: list[Parameter] | None) -> Callable[..., dict[str, Any]]:
+    """Return a function of the same parameters that returns its arguments by name.
+
+    As in `_acceptor`, the interpreter binds; here with the true defaults, which are set afterwards.
+    """
+    if parameters is None:
+        return unnamed
+    bare = [
+        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else None)
+        for p in parameters
+    ]
+    others = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    named = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
+    body = f"{{{f'**{others[0]}, ' if others else ''}{named}}}"
+    scope: dict[str, Any] = {}
+    exec(f"def name{inspect.Signature(bare)}: return {body}", scope)  # noqa: S102 (identifiers only)
+    function: types.FunctionType = scope["name"]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    function.__defaults__ = tuple(d for name, d in defaults.items() if name not in keywords)
+    function.__kwdefaults__ = {name: d for name, d in defaults.items() if name in keywords}
+    return function
 
 
 def _skips_first(parameters: list[Parameter], bound: bool) -> bool:
