@@ -38,6 +38,7 @@ from pgtasks.errors import (
 from pgtasks.group_result import GroupResult
 from pgtasks.guard import guarded
 from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
+from pgtasks.limits import Limit, RateLimit
 from pgtasks.logs import get_task_logger
 from pgtasks.options import TaskOptions, WorkerOptions
 from pgtasks.progress import Progress
@@ -51,6 +52,8 @@ from pgtasks.version import VERSION as __version__
 __all__ = [
     # The app and its tasks
     "App",
+    "Limit",
+    "RateLimit",
     "Task",
     "TaskOptions",
     "WorkerOptions",

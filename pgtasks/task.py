@@ -30,6 +30,7 @@ from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
+from pgtasks.keys import LATER
 from pgtasks.node import LINKS, Node
 from pgtasks.options import (
     MANUAL_RETRIES,
@@ -104,6 +105,9 @@ class Task(Generic[P, R]):
         self.run = function
         self.options = options
         self.parameters = Parameters(function, bound=options.bind)
+        self.gates = options.gates
+        if self.gates is not None:
+            self.gates.check(None if options.raw else self.parameters.names)
         self.connection: Any = None  # where jobs are written, if not by the app's own choice
         self.__name__ = getattr(function, "__name__", options.name)
         self.__doc__ = function.__doc__
@@ -485,9 +489,10 @@ class Task(Generic[P, R]):
             given: how many arguments it may be given before its own when it runs; none: 0.
         """
         options = self.options
+        before = 0
         if not options.raw:
             if given:
-                self._bind_later(args, kwargs, given)
+                before = self._bind_later(args, kwargs, given)
             else:
                 self.parameters.bind(args, kwargs)
         job = NewJob(
@@ -503,6 +508,9 @@ class Task(Generic[P, R]):
         self.app.route(job)
         if said:
             apply_call_options(job, said)
+        if self.gates is not None and self.gates.has_key:
+            keys = self.gates.keys(self._arguments(args, kwargs, before))
+            job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()
         if request is not None:
             job.parent_id = request.id
@@ -511,7 +519,8 @@ class Task(Generic[P, R]):
 
     def _bind_later(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]
-    ) -> None:
+    ) -> int:
+        """Return how many arguments will come before these: the first number with which it can be called."""
         for number in given:
             try:
                 self.parameters.bind((*[None] * number, *args), kwargs)
@@ -519,7 +528,17 @@ class Task(Generic[P, R]):
                 if number == given[-1]:
                     raise
             else:
-                return
+                return number
+        return 0
+
+    def _arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], before: int
+    ) -> dict[str, Any]:
+        """Return the arguments of a call by name, those that will come before them as `LATER`."""
+        unknown = [LATER] * before
+        if self.options.raw:  # it takes the job, and that takes anything
+            return {**kwargs, "args": (*unknown, *args), "kwargs": kwargs}
+        return self.parameters.arguments(args, kwargs, unknown=unknown)
 
 
 class CoroutineTask(Task[P, R]):
@@ -595,6 +614,11 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
                 raise TypeError(f"apply_async() has no option {option!r} (found {value!r})")
     if stored:
         job.options = codec.encode(stored, "options")
+
+
+def stored_options(job: NewJob) -> dict[str, Any]:
+    """Return what is stored of the options of the call that made a job."""
+    return dict(codec.decode(job.options, "options")) if job.options else {}
 
 
 def seconds(option: str, value: object) -> float:

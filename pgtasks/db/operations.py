@@ -117,7 +117,9 @@ def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> S
         )
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
         yield from _place_unknown(jobs)
-        if any(job.waits() for job in jobs):
+        if any(job.takes_turns() for job in jobs):
+            yield Copy(name="copy_turns", data=copy_lines(jobs, now, waiting=True, turns=True))
+        elif any(job.waits() for job in jobs):
             yield Copy(name="copy_graph", data=copy_lines(jobs, now, waiting=True))
         else:
             yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
@@ -165,13 +167,16 @@ def grow_group(
     yield from enqueue_jobs(jobs, place_members(jobs, bundles, place_id, *grown[0]))
 
 
-def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) -> str:
+def copy_lines(
+    jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False, turns: bool = False
+) -> str:
     r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes.
 
     Args:
         jobs: what to write.
         now: the database's clock.
         waiting: say what each job waits for, too.
+        turns: park those that take turns, and say why.
     """
     lines = []
     for job in jobs:
@@ -188,6 +193,10 @@ def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) 
                 f"\t{job.after_bundle_id or _NULL}\t{job.after_on or _NULL}\t{job.takes or _NULL}"
                 f"\t{_escape(job.input)}\n"
             )
+        if turns:
+            parked = state == "ready" and job.takes_turns()
+            state = "parked" if parked else state
+            end = f"{end[:-1]}\t{'turn' if parked else _NULL}\n"
         lines.append(
             f"{job.id}\t{job.queue}\t{job.priority}\t{state}\t"
             f"{start_at.isoformat() if start_at else _NULL}\t"
@@ -682,13 +691,16 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
 
 
 def register_worker(
-    description: Mapping[str, object], tasks: Sequence[tuple[str, str, int]]
+    description: Mapping[str, object],
+    tasks: Sequence[tuple[str, str, int]],
+    gates: Mapping[str, Sequence[object]] | None = None,
 ) -> Steps[int]:
     """Add a worker and publish its tasks, and return its id.
 
     Args:
         description: the columns of its row.
         tasks: name, queue and priority of each task that it knows.
+        gates: what their jobs must pass; see `pgtasks.limits.published_gates`.
     """
     names, queues, priorities = zip(*tasks, strict=True)
     yield Statement(
@@ -696,6 +708,8 @@ def register_worker(
         parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
         read=no_rows,
     )
+    if gates is not None:
+        yield Statement(name="publish_gates", parameters=gates, read=no_rows)
     worker_id: int = yield Statement(
         name="register_worker", parameters=description, read=_only_value
     )

@@ -233,6 +233,7 @@ class Ledger:
         lane.intake.claimed(event.order, event.rows, event.cost, now)
         if not event.rows:
             return
+        lane.spend(len(event.rows), now)
         self.outbox.claimed(event.token, len(event.rows))
         taken = []
         for row in sorted(event.rows, key=line):
@@ -507,7 +508,7 @@ class Ledger:
         for lane in self.lanes:
             free = self.crew.free(lane) if lane.kind.at_most_once else 0
             want = 0 if blocked else lane.want(self.options.children, free)
-            yield from lane.intake.questions(want, now)
+            yield from lane.intake.questions(lane.allowed(want, now), now)
 
     def _send(self, now: float) -> Iterator[Command]:
         yield from self._send_over_limit()
@@ -622,6 +623,7 @@ class Ledger:
         if self.phase is Phase.RUNNING:
             if self.connected and self.trust is Trust.SURE:
                 moments += [lane.intake.next_wake() for lane in self.lanes]
+                moments += [lane.next_token(now) for lane in self.lanes]
             if len(self.crew.members) + self.spawning < self.options.children:
                 moments.append(self.spawn_after)
         elif self.aftermath.over_limit and not self.spawning and self.trust is Trust.SURE:

@@ -20,6 +20,7 @@ from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
 from pgtasks.db.run import run
 from pgtasks.errors import ConfigurationError, PgTasksError
+from pgtasks.limits import published_gates
 from pgtasks.options import WorkerOptions, check_label, worker_name
 from pgtasks.version import VERSION
 from pgtasks.worker import child
@@ -102,6 +103,7 @@ def task_facts(task: Task[..., Any], options: WorkerOptions) -> TaskFacts:
         log_arguments=said.log_arguments,
         soft_time_limit=soft,
         time_limit=hard,
+        rate=said.rate_limit,
     )
 
 
@@ -132,8 +134,10 @@ def register(
         (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
         for task in map(app.tasks.__getitem__, app.own_tasks())
     ]
+    own = app.own_tasks()
+    gates = published_gates(own, [one for name in own if (one := app.tasks[name].gates)])
     with app.pools.connect() as connection:
-        return run(connection, operations.register_worker(description, published))
+        return run(connection, operations.register_worker(description, published, gates))
 
 
 def run_worker(parent: Parent) -> None:
