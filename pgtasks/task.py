@@ -42,7 +42,7 @@ from pgtasks.options import (
     check_retries,
     check_seconds,
 )
-from pgtasks.parameters import Parameters
+from pgtasks.parameters import Parameters, unnamed
 from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
 from pgtasks.signatures import ACCUMULATE, MAP, STARMAP, loop, signature
@@ -489,10 +489,9 @@ class Task(Generic[P, R]):
             given: how many arguments it may be given before its own when it runs; none: 0.
         """
         options = self.options
-        before = 0
         if not options.raw:
             if given:
-                before = self._bind_later(args, kwargs, given)
+                self._bind_later(args, kwargs, given)
             else:
                 self.parameters.bind(args, kwargs)
         job = NewJob(
@@ -509,7 +508,7 @@ class Task(Generic[P, R]):
         if said:
             apply_call_options(job, said)
         if self.gates is not None and self.gates.has_key:
-            keys = self.gates.keys(self._arguments(args, kwargs, before))
+            keys = self.gates.keys(self.arguments(args, kwargs, given))
             job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()
         if request is not None:
@@ -517,10 +516,32 @@ class Task(Generic[P, R]):
             job.root_id = request.root_id
         return job
 
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Return the arguments of a call by the names of the parameters: what keys are made of.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            given: how many arguments it may be given before its own when it runs: they are `LATER`.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        if self.options.raw:
+            return {**unnamed(*args, **kwargs), **({"args": LATER} if given else {})}
+        for number in given:
+            try:
+                return self.parameters.arguments(args, kwargs, unknown=[LATER] * number)
+            except TypeError:
+                if number == given[-1]:
+                    raise
+        return self.parameters.arguments(args, kwargs)
+
     def _bind_later(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int]
-    ) -> int:
-        """Return how many arguments will come before these: the first number with which it can be called."""
+    ) -> None:
         for number in given:
             try:
                 self.parameters.bind((*[None] * number, *args), kwargs)
@@ -528,17 +549,7 @@ class Task(Generic[P, R]):
                 if number == given[-1]:
                     raise
             else:
-                return number
-        return 0
-
-    def _arguments(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], before: int
-    ) -> dict[str, Any]:
-        """Return the arguments of a call by name, those that will come before them as `LATER`."""
-        unknown = [LATER] * before
-        if self.options.raw:  # it takes the job, and that takes anything
-            return {**kwargs, "args": (*unknown, *args), "kwargs": kwargs}
-        return self.parameters.arguments(args, kwargs, unknown=unknown)
+                return
 
 
 class CoroutineTask(Task[P, R]):

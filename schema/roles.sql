@@ -99,7 +99,7 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'gate_keys', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),

@@ -60,7 +60,7 @@ create index job_limited on pgtasks.job ((options ->> 'limit_key'), priority des
     where state = 'parked' and reason = 'limit';
 create index job_rated on pgtasks.job ((options ->> 'rate_key'), priority desc, seq)
     where state = 'parked' and reason = 'rate';
-create index job_rated_queue on pgtasks.job (queue) where state = 'parked' and reason = 'rate';
+create index job_rated_queue on pgtasks.job (queue, seq) where state = 'parked' and reason = 'rate';
 create index job_turn on pgtasks.job (queue, priority desc, (coalesce(options ->> 'fair_key', '')), seq)
     where state = 'parked' and reason = 'turn';
 -- A claim changes neither of these columns: it is a HOT update here, too.
@@ -108,6 +108,49 @@ begin
     set limit_name = excluded.limit_name, rate_name = excluded.rate_name, fair = excluded.fair
     where (task_gate.limit_name, task_gate.rate_name, task_gate.fair)
         is distinct from (excluded.limit_name, excluded.rate_name, excluded.fair);
+end
+$$;
+
+-- The options of a job that plain SQL enqueues, with the keys that it belongs to: what a client computes of the arguments.
+--
+-- `select pgtasks.enqueue('shop.charge', '{"id": 7}', options => pgtasks.gate_keys('shop.charge', limit_key => '7'))`
+create function pgtasks.gate_keys(
+    task text, limit_key text default null, rate_key text default null, fair_key text default null,
+    options jsonb default '{}'
+) returns jsonb
+language plpgsql stable
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    v_gate pgtasks.task_gate;
+    v_what text;
+begin
+    select * into v_gate from pgtasks.task_gate g where g.task = gate_keys.task;
+    v_what := case
+        when limit_key is not null and v_gate.limit_name is null then 'limit'
+        when rate_key is not null and v_gate.rate_name is null then 'rate'
+        when fair_key is not null and v_gate.fair is not true then 'fair_by'
+    end;
+    if v_what is not null then
+        raise exception 'task % has no %: leave its key out, or start a worker whose task says so',
+            quote_literal(task), v_what
+            using errcode = 'invalid_parameter_value';
+    end if;
+    if greatest(length(limit_key), length(rate_key), length(fair_key)) > 200 then
+        raise exception 'a key has % characters, expected at most 200: take an id, or a digest of it',
+            greatest(length(limit_key), length(rate_key), length(fair_key))
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return nullif(
+        coalesce(options, '{}') || jsonb_strip_nulls(jsonb_build_object(
+            'limit_key', v_gate.limit_name || ' ' || limit_key,
+            'rate_key', v_gate.rate_name || ' ' || rate_key,
+            'fair_key', fair_key
+        )),
+        '{}'
+    );
 end
 $$;
 
@@ -294,7 +337,7 @@ begin
     ));
 
     -- A statement of its own, whose snapshot begins after the wait for the locks.
-    with job as materialized (
+    with asked as materialized (
         select n.*
         from unnest(v_ids, v_limit_keys, v_rate_keys) with ordinality as n (id, limit_key, rate_key, place)
     ), limited as (
@@ -305,7 +348,7 @@ begin
                 from pgtasks.job w
                 where w.state = 'parked' and w.reason = 'limit' and (w.options ->> 'limit_key') = r.key
             ) as waits
-        from pgtasks.limit_room(array(select distinct j.limit_key from job j where j.limit_key = any(v_locked))) r
+        from pgtasks.limit_room(array(select distinct j.limit_key from asked j where j.limit_key = any(v_locked))) r
     ), rated as (
         select
             t.key, t.tokens,
@@ -315,7 +358,7 @@ begin
                 where w.state = 'parked' and w.reason = 'rate' and (w.options ->> 'rate_key') = t.key
             ) as waits
         from pgtasks.rate_tokens(
-            array(select distinct j.rate_key from job j where 'rate ' || j.rate_key = any(v_locked))
+            array(select distinct j.rate_key from asked j where 'rate ' || j.rate_key = any(v_locked))
         ) t
     ), by_limit as (
         select
@@ -324,7 +367,7 @@ begin
             j.limit_key is null or l.room is null or (
                 not l.waits and row_number() over (partition by j.limit_key order by j.place) <= l.room
             ) as has_room
-        from job j
+        from asked j
         left join limited l on l.key = j.limit_key
     ), by_rate as (
         select
@@ -727,6 +770,30 @@ begin
 end
 $$;
 
+-- Locks those of a queue that are admitted and not claimed yet: of these a cursor knows nothing.
+create function pgtasks.lock_admitted(p_queue text, p_tasks text[], p_limit integer) returns uuid[]
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
+as $$
+begin
+    return array(
+        select j.id
+        from pgtasks.job j
+        where j.queue = p_queue
+            and j.state = 'ready'
+            and j.admitted = j.seq
+            and j.token is null
+            and j.task = any(p_tasks)
+        order by j.priority desc, j.seq
+        limit p_limit
+        for update skip locked
+    );
+end
+$$;
+
 -- The second step of a claim where there is something to pass: of p_ids, which it has locked, returns those that may be
 -- claimed, and others in place of those that may not, at most p_limit.
 --
@@ -821,24 +888,17 @@ begin
     if cardinality(v_open) > 0 then
         perform pgtasks.admit(v_open, '{}');
     end if;
-    v_free := v_free || array(
-        select j.id
-        from pgtasks.job j
-        where j.queue = p_queue
-            and j.state = 'ready'
-            and j.admitted = j.seq
-            and j.token is null
-            and j.task = any(p_tasks)
-        order by j.priority desc, j.seq
-        limit p_limit
-        for update skip locked
-    );
+    v_free := v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit);
 
     for v_round in 1 .. 3 loop
         -- One claim of a queue after the other: who comes meanwhile takes none.
-        exit when not exists (
-                select from pgtasks.job j where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
-            )
+        exit when (
+                select true
+                from pgtasks.job j
+                where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
+                order by j.priority desc
+                limit 1
+            ) is null
             or not pg_try_advisory_xact_lock(7236418, hashtext(p_queue));
 
         v_chosen := pgtasks.choose_turns(p_queue, p_tasks, p_limit, v_free);
@@ -892,7 +952,7 @@ begin
         ));
     get diagnostics v_count = row_count;
 
-    if exists (select from pgtasks.job j where j.queue = p_queue and j.state = 'parked' and j.reason = 'rate') then
+    if pgtasks.next_token_in(p_queue) <= 0 then
         perform pgtasks.admit('{}', array(
             select b.key from pgtasks.rate_bucket b where b.next_at <= clock_timestamp() order by b.next_at limit 200
         ));
@@ -903,14 +963,19 @@ $$;
 
 -- In how many seconds the next token comes that a parked job of this queue may wait for; null: none waits.
 create function pgtasks.next_token_in(p_queue text) returns double precision
-language plpgsql stable
+language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
 set jit = off
 as $$
 begin
-    if not exists (select from pgtasks.job j where j.queue = p_queue and j.state = 'parked' and j.reason = 'rate') then
+    -- In the order of its own index, which it is forced to by that.
+    perform from pgtasks.job j
+    where j.queue = p_queue and j.state = 'parked' and j.reason = 'rate'
+    order by j.seq
+    limit 1;
+    if not found then
         return null;
     end if;
     return extract(epoch from (

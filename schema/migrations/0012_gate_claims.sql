@@ -77,7 +77,13 @@ begin
     end loop;
 
     if exists (select from pgtasks.task_gate g where g.task = any(p_tasks))
-        or exists (select from pgtasks.job j where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn')
+        or (
+            select true
+            from pgtasks.job j
+            where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
+            order by j.priority desc
+            limit 1
+        )
     then
         v_ids := pgtasks.gate_jobs(p_queue, p_tasks, p_high, p_low, p_after, p_limit, v_ids);
     end if;
@@ -136,11 +142,13 @@ begin
                 where j.queue = q.name and j.state = 'ready' and j.token is null and j.task = any(p_tasks)
                 order by j.priority desc, j.seq
                 limit 1
-            ), false) or exists (
-                select
+            ), (
+                select true
                 from pgtasks.job j
                 where j.queue = q.name and j.state = 'parked' and j.reason = 'turn' and j.task = any(p_tasks)
-            )
+                order by j.priority desc
+                limit 1
+            ), false)
         end,
         least(extract(epoch from (
             select j.start_at

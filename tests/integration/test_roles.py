@@ -25,6 +25,7 @@ NOBODY: set[str] = set()
 # Who may call a function; it runs with the owner's rights, but for those below.
 FUNCTIONS: dict[str, set[str]] = {
     "enqueue": PRODUCER,
+    "gate_keys": PRODUCER,
     "new_id": PRODUCER,
     "register_listener": PRODUCER,
     "deregister_listener": PRODUCER,
@@ -75,6 +76,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "choose_turns": NOBODY,
     "gate_jobs": NOBODY,
     "limit_room": NOBODY,
+    "lock_admitted": NOBODY,
     "lock_keys": NOBODY,
     "lock_next": NOBODY,
     "next_token_in": NOBODY,
@@ -107,8 +109,8 @@ FUNCTIONS: dict[str, set[str]] = {
 }
 # As whoever calls: they touch no table of ours, or are called by a function that is the owner's.
 INVOKER = {
-    "admit", "choose_turns", "gate_jobs", "limit_room", "lock_keys", "lock_next", "next_token_in", "next_turns",
-    "pass_jobs", "rate_tokens", "served_queues", "short_key", "take_rate_tokens",
+    "admit", "choose_turns", "gate_jobs", "limit_room", "lock_admitted", "lock_keys", "lock_next", "next_token_in",
+    "next_turns", "pass_jobs", "rate_tokens", "served_queues", "short_key", "take_rate_tokens",
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
