@@ -160,26 +160,34 @@ $$;
 -- Keys share 64 locks: one each would fill the server's table of locks (6,400 with its defaults). The locks are
 -- taken in ascending order, and waited for only beyond the highest that this transaction has: so nobody waits
 -- in a circle, also not who finishes and claims several times in one transaction. Whoever has them waits
--- for no row any more (`skip locked`), or has locked it before.
+-- for no row any more (`skip locked`), or has locked it before. Who was stopped with them holds up nobody for long:
+-- the keys are not returned, and sweep_gates comes back to them.
 create function pgtasks.lock_keys(p_keys text[]) returns text[]
-language plpgsql as $$
+language plpgsql
+set lock_timeout = '250ms'
+as $$
 declare
     v_highest integer := coalesce(nullif(current_setting('pgtasks.highest_key_lock', true), '')::integer, -1);
     v_locked integer[] := '{}';
     v_slot integer;
+    v_waits boolean := true;
 begin
     for v_slot in
         select distinct (hashtextextended(k, 0) & 63)::integer from unnest(p_keys) k order by 1
     loop
-        if v_slot > v_highest then
-            perform pg_advisory_xact_lock(7236416, v_slot);
+        if pg_try_advisory_xact_lock(7236416, v_slot) then
             v_locked := v_locked || v_slot;
-        elsif pg_try_advisory_xact_lock(7236416, v_slot) then
-            v_locked := v_locked || v_slot;
+        elsif v_slot > v_highest and v_waits then
+            begin
+                perform pg_advisory_xact_lock(7236416, v_slot);
+                v_locked := v_locked || v_slot;
+            exception when lock_not_available then
+                v_waits := false;
+            end;
         end if;
     end loop;
-    if v_slot > v_highest then
-        perform set_config('pgtasks.highest_key_lock', v_slot::text, true);
+    if v_locked[cardinality(v_locked)] > v_highest then
+        perform set_config('pgtasks.highest_key_lock', v_locked[cardinality(v_locked)]::text, true);
     end if;
     return array(
         select k from unnest(p_keys) k where (hashtextextended(k, 0) & 63)::integer = any(v_locked)
