@@ -49,6 +49,7 @@ from pgtasks.job import (
     Status,
     TaskInfo,
 )
+from pgtasks.limits import Limit, RateLimit
 from pgtasks.logs import get_task_logger
 from pgtasks.options import Queue, TaskOptions, WorkerOptions
 from pgtasks.progress import Progress
@@ -66,6 +67,8 @@ __all__ = [
     "App",
     "Queue",
     "Rate",
+    "Limit",
+    "RateLimit",
     "Task",
     "TaskOptions",
     "WorkerOptions",

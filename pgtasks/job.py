@@ -372,6 +372,10 @@ class NewJob(msgspec.Struct, kw_only=True):
             and not self.waits()
         )
 
+    def takes_turns(self) -> bool:
+        """Whether it begins in its turn among the keys of its queue; see `pgtasks.limits`."""
+        return self.options is not None and '"fair_key":' in self.options
+
     def waits(self) -> bool:
         """Whether it waits for a bundle, or would have if that had members."""
         return self.after_bundle_id is not None or self.input is not None

@@ -16,6 +16,7 @@ import msgspec
 
 from pgtasks.errors import ConfigurationError
 from pgtasks.keys import Key, check_key
+from pgtasks.limits import Gates, Limit, RateLimit, read_limit, read_rate
 from pgtasks.rates import Rate, parse_rate
 from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
 
@@ -69,6 +70,12 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         at_most_once: never run a job again that may have run when its process died: it fails as lost.
         transactional: the task runs in a transaction of ``current_job().connection``, and its success
             commits with what it wrote there, or not at all.
+        limit: how many of its jobs run at once, all workers together: a number, or a `Limit`, which may be for
+            each key, or shared with other tasks.
+        rate: how many of its attempts begin in which time, all workers together: "100/m", or a `RateLimit`, likewise.
+        fair_by: of these keys the jobs take turns within their queue and priority: a function of some of
+            the task's parameters, or a template such as "{tenant}".
+        rate_limit: Celery's: how many of its attempts begin in which time in each worker.
         log_arguments: show the arguments in the log lines of its jobs.
         origin: where its jobs come from, for people.
         unique: at most one job for each key waits or runs in a queue: True: the key is all of its arguments; a
@@ -99,6 +106,10 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     time_limit: float | None = None
     at_most_once: bool = False
     transactional: bool = False
+    limit: Limit | None = None
+    rate: RateLimit | None = None
+    fair_by: Key | None = None
+    rate_limit: Rate | None = None
     log_arguments: bool = False
     origin: str | None = None
     unique: Key = False
@@ -130,6 +141,19 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"task {self.name!r} is both bind and raw: a raw task receives the job only"
             )
+
+        if self.fair_by is not None and self.rate is not None:
+            raise ConfigurationError(
+                f"task {self.name!r} has fair_by and rate, found both: a job that waits for a token would lose "
+                'its turn; give the rate to the queue, or one to each key: rate=RateLimit("10/m", key=…)'
+            )
+
+    @property
+    def gates(self) -> Gates | None:
+        """What its jobs must pass; None: nothing."""
+        if self.limit is None and self.rate is None and self.fair_by is None:
+            return None
+        return Gates(task=self.name, limit=self.limit, rate=self.rate, fair_by=self.fair_by)
 
     @property
     def schedule(self) -> RetrySchedule:
@@ -434,6 +458,9 @@ def task_options(name: str, said: Mapping[str, Any]) -> TaskOptions:
         options["unique_for"] = options["unique_for"].total_seconds()
     if options.get("unique", False) is None:
         options["unique"] = False
+    for option, read in (("limit", read_limit), ("rate", read_rate), ("rate_limit", _each_worker)):
+        if options.get(option) is not None:
+            options[option] = read(options[option])
     known = set(TaskOptions.__struct_fields__)
     unknown = sorted(set(options) - known)
     if unknown:
@@ -485,6 +512,14 @@ def _translate_celery(options: dict[str, Any]) -> None:
     schedule = {name: options.pop(name) for name in spelled if name in options}
     if schedule:
         options["retry_schedule"] = schedule_from_celery(**schedule)
+
+
+def _each_worker(rate: Rate | str | float) -> Rate | None:
+    """Read Celery's rate_limit, of which 0 means none; at once may begin what comes in a tenth of a second."""
+    if rate == 0 or (isinstance(rate, str) and rate.strip() in ("", "0")):
+        return None
+    read = parse_rate(rate)
+    return parse_rate(read, burst=max(1, int(read.per_second / 10)))
 
 
 def _as_tuple(value: object) -> object:

@@ -149,6 +149,9 @@ class Registry:
                 f"task {name!r} is registered already, by {_where(known.run)}: found another in {_where(function)}; "
                 "give one of them a name of its own with name=…"
             )
+        for other in self.tasks.values():
+            if task.gates is not None and other.gates is not None and other.name != name:
+                task.gates.check_shared(other.gates)
         self.tasks[name] = task
         return task
 

@@ -110,6 +110,9 @@ class Task(Generic[P, R]):
             check_key(options.name, options.unique, self.parameters.names, option="unique")
         # What was said of it, rather than left to its default: it goes before `task_routes`.
         self.said: frozenset[str] = frozenset()
+        self.gates = options.gates
+        if self.gates is not None:
+            self.gates.check(None if options.raw else self.parameters.names)
         self.connection: Any = None  # where jobs are written, if not by the app's own choice
         self.__name__ = getattr(function, "__name__", options.name)
         self.__doc__ = function.__doc__
@@ -516,6 +519,9 @@ class Task(Generic[P, R]):
             apply_call_options(job, said)
         if options.unique is not False or (said and not UNIQUE_OPTIONS.isdisjoint(said)):
             make_unique(job, options, said or {}, lambda: self.arguments(args, kwargs, given))
+        if self.gates is not None and self.gates.has_key:
+            keys = self.gates.keys(self.arguments(args, kwargs, given))
+            job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()
         if request is not None:
             job.parent_id = request.id
@@ -633,6 +639,11 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
                 raise TypeError(f"apply_async() has no option {option!r} (found {value!r})")
     if stored:
         job.options = codec.encode(stored, "options")
+
+
+def stored_options(job: NewJob) -> dict[str, Any]:
+    """Return what is stored of the options of the call that made a job."""
+    return dict(codec.decode(job.options, "options")) if job.options else {}
 
 
 def seconds(option: str, value: object) -> float:

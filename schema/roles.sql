@@ -99,12 +99,12 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'take_keys', 'replace_waiting', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'take_keys', 'gate_keys', 'replace_waiting', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
                 ('pgtasks_worker', array[
-                    'register_worker', 'publish_tasks', 'publish_queues', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
+                    'register_worker', 'publish_tasks', 'publish_queues', 'publish_gates', 'sweep_gates', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
                     'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
                     'record_progress', 'forget_progress', 'forget_keys',
                     'delete_claims',
@@ -135,7 +135,7 @@ grant select on pgtasks.migrations to pgtasks_producer, pgtasks_inspector;
 -- Producers: what delay(), group().apply() and COPY write, and what they read for it.
 grant insert (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin, parent_id, root_id, bundle_id,
-    bundle_index, after_bundle_id, after_on, takes, input
+    bundle_index, after_bundle_id, after_on, takes, input, reason
 ) on pgtasks.job to pgtasks_producer;
 grant insert (
     id, kind, type, origin, parent_id, root_id, after_bundle_id, after_on, depth, total, remaining, stopped_at

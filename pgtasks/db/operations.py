@@ -271,7 +271,9 @@ def _write_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> Steps[N
         )
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
         yield from _place_unknown(jobs)
-        if any(job.waits() for job in jobs):
+        if any(job.takes_turns() for job in jobs):
+            yield Copy(name="copy_turns", data=copy_lines(jobs, now, waiting=True, turns=True))
+        elif any(job.waits() for job in jobs):
             yield Copy(name="copy_graph", data=copy_lines(jobs, now, waiting=True))
         else:
             yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
@@ -321,13 +323,16 @@ def grow_group(
     yield from enqueue_jobs(jobs, placed, strict=True)
 
 
-def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) -> str:
+def copy_lines(
+    jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False, turns: bool = False
+) -> str:
     r"""Return jobs as lines of COPY's text format: tab-separated, \N for null, backslash escapes.
 
     Args:
         jobs: what to write.
         now: the database's clock.
         waiting: say what each job waits for, too.
+        turns: park those that take turns, and say why.
     """
     lines = []
     for job in jobs:
@@ -344,6 +349,10 @@ def copy_lines(jobs: Sequence[NewJob], now: datetime, *, waiting: bool = False) 
                 f"\t{job.after_bundle_id or _NULL}\t{job.after_on or _NULL}\t{job.takes or _NULL}"
                 f"\t{_escape(job.input)}\n"
             )
+        if turns:
+            parked = state == "ready" and job.takes_turns()
+            state = "parked" if parked else state
+            end = f"{end[:-1]}\t{'turn' if parked else _NULL}\n"
         lines.append(
             f"{job.id}\t{job.queue}\t{job.priority}\t{state}\t"
             f"{start_at.isoformat() if start_at else _NULL}\t"
@@ -1049,6 +1058,7 @@ def register_worker(
     app: str,
     schedules: str,
     age: float,
+    gates: Mapping[str, Sequence[object]] | None = None,
 ) -> Steps[tuple[int, list[str]]]:
     """Add a worker, publish its tasks and what its app declares for queues, and declare its schedules.
 
@@ -1059,6 +1069,7 @@ def register_worker(
         app: whose schedules these are.
         schedules: name -> definition, as JSON.
         age: seconds since its process began.
+        gates: what jobs of these tasks must pass; see `pgtasks.limits.published_gates`.
 
     Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
@@ -1082,6 +1093,8 @@ def register_worker(
             parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
             read=no_rows,
         )
+    if gates is not None:
+        yield Statement(name="publish_gates", parameters=gates, read=no_rows)
     worker_id: int = yield Statement(
         name="register_worker", parameters=description, read=_only_value
     )

@@ -2,7 +2,8 @@
 
 Most apps have one. Coroutines have a lane of their own if children run many of them at once, so that a
 backlog of them does not keep others from being claimed; and so have the tasks that are at_most_once: their
-jobs are claimed one for each free place, and never wait in the parent.
+jobs are claimed one for each free place, and never wait in the parent. A task with a rate of its own in each worker
+(Celery's rate_limit) has one too: of its jobs no more are claimed than may begin.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 def lane_kinds(tasks: Mapping[str, TaskFacts]) -> list[LaneKind]:
     """Return the lanes that these tasks need; the first is there in any case."""
     kinds: dict[tuple[bool, bool], list[str]] = {(False, False): []}
+    rated = []
     for name, facts in sorted(tasks.items()):
+        if facts.rate is not None:
+            rated.append(LaneKind((name,), facts.asynchronous, facts.at_most_once, facts.rate))
+            continue
         kinds.setdefault((facts.asynchronous, facts.at_most_once), []).append(name)
-    if len(kinds) > 1 and not kinds[False, False]:
+    if len(kinds) + len(rated) > 1 and not kinds[False, False]:
         del kinds[False, False]
-    return [LaneKind(tuple(names), *key) for key, names in sorted(kinds.items())]
+    return [LaneKind(tuple(names), *key) for key, names in sorted(kinds.items())] + rated
 
 
 class Lane:
@@ -55,9 +60,10 @@ class Lane:
             options.listen,
             now,
             number,
-            kind.at_most_once,
+            kind.at_most_once or kind.rate is not None,
             options.weights,
         )
+        self._tokens, self._refilled_at = float(kind.rate.tokens) if kind.rate else 0.0, now
         # How many of its jobs run at once in one child.
         self.places = options.async_concurrency if kind.asynchronous else options.threads
         self._prefetch = options.prefetch
@@ -109,6 +115,29 @@ class Lane:
         want = min(target - self.held(), self._batch)
         worth_it = want >= min(target, self._batch) // 2 or not self.waiting
         return want if worth_it else 0
+
+    def allowed(self, want: int, now: float) -> int:
+        """Return how many of the jobs that it wants its rate allows."""
+        return want if self.kind.rate is None else min(want, int(self._refill(now)))
+
+    def spend(self, jobs: int, now: float) -> None:
+        """Take note that so many were claimed."""
+        if self.kind.rate is not None:
+            self._tokens = self._refill(now) - jobs
+
+    def next_token(self, now: float) -> float:
+        """Return the moment at which its rate allows a job again that it waits for; infinity: it waits for none."""
+        if self.kind.rate is None or not self.intake.hot or self._refill(now) >= 1.0:
+            return float("inf")
+        return now + (1.0 - self._tokens) / self.kind.rate.per_second
+
+    def _refill(self, now: float) -> float:
+        assert self.kind.rate is not None
+        came = max(0.0, now - self._refilled_at) * self.kind.rate.per_second
+        # A hair more: what came in steps may lack the last bit of a token.
+        self._tokens = min(self._tokens + came + 1e-9, float(self.kind.rate.tokens))
+        self._refilled_at = now
+        return self._tokens
 
 
 def line(row: ClaimedRow) -> tuple[int, int]:

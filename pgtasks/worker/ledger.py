@@ -240,6 +240,7 @@ class Ledger:
         lane.intake.claimed(event.order, event.rows, event.cost, now)
         if not event.rows:
             return
+        lane.spend(len(event.rows), now)
         self.outbox.claimed(event.token, len(event.rows))
         self.gates.claimed(event.token, event.order.queue, lane)
         taken = []
@@ -544,7 +545,7 @@ class Ledger:
             room = 0
             if lane.intake.limited:
                 room = self.gates.room(lane, self.options.children, self.outbox.claims)
-            yield from lane.intake.questions(want, now, room)
+            yield from lane.intake.questions(lane.allowed(want, now), now, room)
 
     def _send(self, now: float) -> Iterator[Command]:
         yield from self._send_over_limit()
@@ -661,6 +662,7 @@ class Ledger:
         if self.phase is Phase.RUNNING:
             if self.connected and self.trust is Trust.SURE:
                 moments += [lane.intake.next_wake() for lane in self.lanes]
+                moments += [lane.next_token(now) for lane in self.lanes]
             if len(self.crew.members) + self.spawning < self.options.children:
                 moments.append(self.spawn_after)
         elif self.aftermath.over_limit and not self.spawning and self.trust is Trust.SURE:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from pgtasks.rates import Rate
 
 # The ends of the range of priorities.
 HIGHEST = 2**31 - 1
@@ -48,6 +51,7 @@ class TaskFacts(NamedTuple):
     log_arguments: bool = False
     soft_time_limit: float | None = None
     time_limit: float | None = None
+    rate: Rate | None = None  # at which this worker begins its jobs at most
 
 
 class LaneKind(NamedTuple):
@@ -56,6 +60,7 @@ class LaneKind(NamedTuple):
     tasks: tuple[str, ...]
     asynchronous: bool = False
     at_most_once: bool = False
+    rate: Rate | None = None  # at which they are claimed at most; such a task has a lane of its own
 
 
 class Order(IntEnum):

@@ -21,6 +21,7 @@ from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
 from pgtasks.db.run import run
 from pgtasks.errors import ConfigurationError, PgTasksError
+from pgtasks.limits import published_gates
 from pgtasks.options import WorkerOptions, check_label, worker_name
 from pgtasks.version import VERSION
 from pgtasks.worker import child
@@ -108,6 +109,7 @@ def task_facts(task: Task[..., Any], options: WorkerOptions) -> TaskFacts:
         log_arguments=said.log_arguments,
         soft_time_limit=soft,
         time_limit=hard,
+        rate=said.rate_limit,
     )
 
 
@@ -153,8 +155,9 @@ def register(
         for task in map(app.tasks.__getitem__, known)
     ]
     schedules = codec.encode(app.declared_schedules, "schedules", max_bytes=2**28)
+    gates = published_gates(known, [one for name in known if (one := app.tasks[name].gates)])
     registering = operations.register_worker(
-        description, published, app.declared_queues, app.name, schedules, age
+        description, published, app.declared_queues, app.name, schedules, age, gates
     )
     with app.pools.connect() as connection:
         worker_id, by_hand = run(connection, registering)

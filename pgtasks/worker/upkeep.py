@@ -41,6 +41,9 @@ PARK_PAUSED_EVERY = 2.0
 UNPARK_PAUSED_EVERY = 2.0
 AGE_EVERY = 1.0
 AGE_LIMIT = 2000
+# How often those are looked for that wait for a limit or a rate although nobody told them; and how many keys at once.
+SWEEP_GATES_EVERY = 1.0
+SWEEP_GATES_LIMIT = 500
 LISTENERS_EVERY = 60.0
 # How often what running jobs say of their progress is written, if it changed; and how often that of jobs that
 # have ended, or were given back, is removed: nobody sees it meanwhile.
@@ -99,6 +102,7 @@ class Upkeep:
         self._watch_every = min(WATCH_EVERY, options.beat / 2)
         self._leases = LeaseWatch(options.lease, gap=2 * self._watch_every + 1.0)
         self.own_lease = OwnLease(options.lease, boot_time())
+        self._swept_key = ""  # of limits, from where to go on
         self._locked = False  # whether this session holds the worker's advisory lock
         self._due: dict[Callable[[float], None], float] = dict.fromkeys(
             (
@@ -114,6 +118,7 @@ class Upkeep:
                 self.unpark_paused,
                 self.age,
                 self.release_orphans,
+                self.sweep_gates,
                 self.forget_listeners,
                 self.forget_progress,
                 self.keep_schedules,
@@ -407,6 +412,19 @@ class Upkeep:
         """Give back what is claimed for workers that are no longer registered."""
         self._again(self.release_orphans, now, ORPHANS_EVERY)
         self._submit("release_orphaned_claims", {}, _nothing, now)
+
+    def sweep_gates(self, now: float) -> None:
+        """Admit what waits although nobody holds its place: a cancel or a raised limit tells nobody."""
+        self._again(self.sweep_gates, now, SWEEP_GATES_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0] is not None:  # None: another worker is at it
+                self._swept_key = reply[0][0]
+                if self._swept_key:
+                    self._due[self.sweep_gates] = now
+
+        parameters = {"after": self._swept_key, "limit": SWEEP_GATES_LIMIT}
+        self._submit("sweep_gates", parameters, done, now)
 
     def forget_listeners(self, now: float) -> None:
         """Remove the rows of processes that died while they waited for results."""

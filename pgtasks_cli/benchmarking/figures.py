@@ -44,6 +44,8 @@ TARGETS: Mapping[str, Target] = {
     "drain.hot_ratio": _at_least(0.97),
     "enqueue.group_rate": _at_least(60_000),
     "enqueue.delay_of_bare": _at_least(0.85),
+    "flow.limited_rate": _at_least(5_000),
+    "flow.tenant_start": _at_most(2),
     "latency.start_p50": _at_most(3),
     "latency.start_p99": _at_most(15),
     "latency.round_trip_p50": _at_most(8),

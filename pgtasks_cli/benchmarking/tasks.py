@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
-from pgtasks import App
+from pgtasks import App, Limit
 
 app = App("bench")
 
@@ -32,6 +33,21 @@ def count(results: list[Any]) -> int:
 @app.task(name="bench.forgotten", keep_history=False)
 def forgotten(order: dict[str, Any]) -> None:
     """Do nothing, and leave nothing behind."""
+
+
+# In the process that enqueues, each key in its turn.
+_turn = itertools.cycle(range(1000))
+
+
+@app.task(name="bench.limited", limit=Limit(2, key=lambda order: next(_turn)))
+def limited(order: dict[str, Any]) -> None:
+    """Do nothing, two of a key at once."""
+
+
+@app.task(name="bench.fair", fair_by="{tenant}")
+def fair(tenant: str) -> int:
+    """Return when it began, in nanoseconds since 1970."""
+    return time.time_ns()
 
 
 @app.task(name="bench.started")

@@ -84,6 +84,18 @@ begin
         exit when cardinality(v_ids) >= p_limit;
     end loop;
 
+    if exists (select from pgtasks.task_gate g where g.task = any(p_tasks))
+        or (
+            select true
+            from pgtasks.job j
+            where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
+            order by j.priority desc
+            limit 1
+        )
+    then
+        v_ids := pgtasks.gate_jobs(p_queue, p_tasks, p_high, p_low, p_after, p_limit, v_ids);
+    end if;
+
     if cardinality(v_ids) = 0 then
         return;
     end if;
@@ -147,6 +159,12 @@ begin
                 where j.queue = q.name and j.state = 'ready' and j.token is null and j.task = any(p_tasks)
                 order by j.priority desc, j.seq
                 limit 1
+            ), (
+                select true
+                from pgtasks.job j
+                where j.queue = q.name and j.state = 'parked' and j.reason = 'turn' and j.task = any(p_tasks)
+                order by j.priority desc
+                limit 1
             ), false)
         end,
         least(
@@ -157,7 +175,8 @@ begin
                 order by j.start_at
                 limit 1
             ) - now())::double precision,
-            case when g.rate is not null then pgtasks.next_token(g) end
+            case when g.rate is not null then pgtasks.next_token(g) end,
+            pgtasks.next_token_in(q.name)
         )
     from unnest(p_queues) as q (name)
     left join pgtasks.queue g on g.name = q.name;
@@ -169,7 +188,10 @@ $$;
 -- Rows are found by `= any(array)` and joined with their outcomes by hash, nothing else: a nested loop of the
 -- batch with the table becomes a scan of the whole table where statistics say that it is empty (analysed
 -- while a bulk insert was not committed): measured 1 to 2 ms a job.
-create or replace function pgtasks.finish_queue(
+drop function pgtasks.finish_queue(
+    text, text[], uuid[], uuid[], text[], text[], jsonb[], double precision[], double precision[], boolean[]
+);
+create function pgtasks.finish_queue(
     p_of text,
     p_queue text[],
     p_id uuid[],
@@ -183,7 +205,8 @@ create or replace function pgtasks.finish_queue(
     out ids text[],
     out retried text[],
     out bundle_ids uuid[],
-    out failed boolean[]
+    out failed boolean[],
+    out limit_keys text[]   -- of jobs that hold a place of it no longer
 )
 language plpgsql
 set enable_seqscan = off
@@ -197,6 +220,7 @@ as $$
 #variable_conflict use_column
 declare
     v_keyed uuid[];
+    v_limit_keys text[];
 begin
     retried := '{}';
     if 'retry' = any(p_outcome) then
@@ -229,9 +253,11 @@ begin
                 and j.id = o.id
                 and j.token = o.token
                 and not j.cancel_requested
-            returning j.id::text as id
+            returning j.id::text as id, j.options ->> 'limit_key' as limit_key
         )
-        select coalesce(array_agg(r.id), '{}') into retried from retried r;
+        select coalesce(array_agg(r.id), '{}'), array_agg(distinct r.limit_key) filter (where r.limit_key is not null)
+        into retried, v_limit_keys
+        from retried r;
     end if;
 
     with outcome as (
@@ -273,8 +299,9 @@ begin
         coalesce(array_agg(g.id::text), '{}'),
         coalesce(array_agg(g.bundle_id) filter (where g.bundle_id is not null), '{}'),
         coalesce(array_agg(g.outcome <> 'succeeded') filter (where g.bundle_id is not null), '{}'),
-        array_agg(g.id) filter (where g.options is not null)
-    into ids, bundle_ids, failed, v_keyed
+        array_agg(g.id) filter (where g.options is not null),
+        array_agg(g.options ->> 'limit_key') filter (where g.options ? 'limit_key') || v_limit_keys
+    into ids, bundle_ids, failed, v_keyed, limit_keys
     from gone g;
     if v_keyed is not null then
         perform pgtasks.release_keys(v_keyed);
@@ -324,6 +351,8 @@ declare
     v_all_bundle_ids uuid[] := '{}';
     v_all_failed boolean[] := '{}';
     v_retried text[] := '{}';
+    v_limit_keys text[];
+    v_all_limit_keys text[] := '{}';
 begin
     -- A batch of one queue without a retry is written in the order of its ids; others are locked so before.
     if 'retry' = any(p_outcome) or 'replace' = any(p_outcome) or p_queue[1] <> any(p_queue) then
@@ -331,6 +360,11 @@ begin
     end if;
 
     if 'replace' = any(p_outcome) then
+        v_all_limit_keys := array(
+            select j.options ->> 'limit_key'
+            from pgtasks.job j
+            where j.id = any(p_id) and j.token = any(p_token) and j.options ? 'limit_key'
+        );
         for v_n in 1 .. cardinality(p_id) loop
             continue when p_outcome[v_n] <> 'replace';
             if pgtasks.replace_job(p_queue[v_n], p_id[v_n], p_token[v_n], p_result[v_n]::jsonb) then
@@ -342,8 +376,8 @@ begin
     end if;
 
     for v_queue in select distinct q from unnest(p_queue) q order by q loop
-        select f.ids, f.retried, f.bundle_ids, f.failed
-        into v_ids, v_queue_retried, v_bundle_ids, v_failed
+        select f.ids, f.retried, f.bundle_ids, f.failed, f.limit_keys
+        into v_ids, v_queue_retried, v_bundle_ids, v_failed, v_limit_keys
         from pgtasks.finish_queue(
             v_queue, p_queue, p_id, p_token, v_outcome, p_result, p_error, p_delay, p_age, p_keep
         ) f;
@@ -354,6 +388,7 @@ begin
         if exists (select from pgtasks.queue q where q.name = v_queue and q.max_running is not null) then
             perform pgtasks.wake(array[v_queue]);   -- a place is free
         end if;
+        v_all_limit_keys := v_all_limit_keys || v_limit_keys;
     end loop;
 
     if cardinality(v_all_bundle_ids) > 0 then
@@ -366,6 +401,41 @@ begin
 
     perform pgtasks.tell_stopped(v_all_ids, false);
     perform pgtasks.tell_stopped(v_retried, true);
+    -- Last of all: whoever has locked a key waits for nothing any more.
+    if cardinality(v_all_limit_keys) > 0 then
+        perform pgtasks.admit(v_all_limit_keys, '{}');
+    end if;
     return query select unnest(v_all_ids || v_retried);
+end
+$$;
+
+-- One owner for all of this with what calls it, also before roles are granted anew.
+do $$
+declare
+    v_owner name := (
+        select r.rolname
+        from pg_catalog.pg_class c
+        join pg_catalog.pg_roles r on r.oid = c.relowner
+        where c.oid = 'pgtasks.jobs'::regclass
+    );
+    v_object record;
+begin
+    for v_object in
+        select c.oid::regclass as name
+        from pg_catalog.pg_class c
+        where c.relnamespace = 'pgtasks'::regnamespace
+            and c.relkind = 'r'
+            and c.relname in ('job_limit', 'job_rate', 'task_gate', 'rate_bucket', 'turn')
+    loop
+        execute format('alter table %s owner to %I', v_object.name, v_owner);
+    end loop;
+    for v_object in
+        select p.oid::regprocedure as name
+        from pg_catalog.pg_proc p
+        where p.pronamespace = 'pgtasks'::regnamespace
+    loop
+        execute format('revoke all on function %s from public', v_object.name);
+        execute format('alter function %s owner to %I', v_object.name, v_owner);
+    end loop;
 end
 $$;

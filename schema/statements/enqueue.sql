@@ -1,19 +1,27 @@
 -- name: enqueue_job
 -- Inserts one job; relative times count from the database's clock. A null queue or priority is what workers
--- published for the task.
+-- published for the task. What takes turns waits for its own (fair_by).
 insert into pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
-    parent_id, root_id, bundle_id, bundle_index
+    parent_id, root_id, bundle_id, bundle_index, reason
 )
 values (
     %(id)s::uuid,
     coalesce(%(queue)s, (select t.queue from pgtasks.task t where t.name = %(task)s), 'default'),
     coalesce(%(priority)s::integer, (select t.priority from pgtasks.task t where t.name = %(task)s), 0),
-    case when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then 'scheduled' else 'ready' end,
+    case
+        when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then 'scheduled'
+        when %(options)s::jsonb ? 'fair_key' then 'parked'
+        else 'ready'
+    end,
     coalesce(%(start_at)s::timestamptz, now() + %(delay)s::float8 * interval '1 second'),
     coalesce(%(expires_at)s::timestamptz, now() + %(expires_in)s::float8 * interval '1 second'),
     %(task)s, %(args)s, %(kwargs)s, %(options)s::jsonb, %(origin)s,
-    %(parent_id)s::uuid, %(root_id)s::uuid, %(bundle_id)s::uuid, %(bundle_index)s::integer
+    %(parent_id)s::uuid, %(root_id)s::uuid, %(bundle_id)s::uuid, %(bundle_index)s::integer,
+    case
+        when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then null
+        when %(options)s::jsonb ? 'fair_key' then 'turn'
+    end
 )
 
 -- name: enqueue_unique_job
@@ -79,7 +87,7 @@ values (%(id)s::uuid, %(queue)s, %(priority)s::integer, %(task)s, %(args)s, %(kw
 -- Inserts a batch that travels as arrays, one entry a job; what is null is found as in enqueue_job.
 insert into pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
-    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
+    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input, reason
 )
 select
     n.id,
@@ -88,12 +96,17 @@ select
     case
         when n.after_bundle_id is not null then 'blocked'
         when n.start_at > now() or n.delay > 0 then 'scheduled'
+        when n.options ? 'fair_key' then 'parked'
         else 'ready'
     end,
     coalesce(n.start_at, now() + n.delay * interval '1 second'),
     coalesce(n.expires_at, now() + n.expires_in * interval '1 second'),
     n.task, n.args, n.kwargs, n.options, n.origin, n.parent_id, n.root_id, n.bundle_id, n.bundle_index,
-    n.after_bundle_id, n.after_on, n.takes, n.input
+    n.after_bundle_id, n.after_on, n.takes, n.input,
+    case
+        when n.after_bundle_id is not null or n.start_at > now() or n.delay > 0 then null
+        when n.options ? 'fair_key' then 'turn'
+    end
 from unnest(
     %(id)s::uuid[], %(queue)s::text[], %(priority)s::integer[], %(start_at)s::timestamptz[], %(delay)s::float8[],
     %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(task)s::text[], %(args)s::text[], %(kwargs)s::text[],
@@ -120,6 +133,13 @@ copy pgtasks.job (
 copy pgtasks.job (
     id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
     parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input
+) from stdin
+
+-- name: copy_turns
+-- The same with why it is parked.
+copy pgtasks.job (
+    id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+    parent_id, root_id, bundle_id, bundle_index, after_bundle_id, after_on, takes, input, reason
 ) from stdin
 
 -- name: current_time

@@ -27,6 +27,17 @@ from pgtasks.task t
 where t.parks
 order by 1, 2
 
+-- name: publish_gates
+-- Tells what the worker's tasks must pass, and how much that is; of tasks that must pass nothing any more, that as well.
+select pgtasks.publish_gates(
+    %(tasks)s::text[], %(task)s::text[], %(limit_name)s::text[], %(rate_name)s::text[], %(fair)s::boolean[],
+    %(limits)s::text[], %(jobs)s::integer[], %(rates)s::text[], %(per_second)s::float8[], %(burst)s::integer[]
+)
+
+-- name: sweep_gates
+-- Admits what no finish told of, from behind a key on; returns the last key, '' at the end, null if another is at it.
+select pgtasks.sweep_gates(%(after)s::text, %(limit)s::integer)
+
 -- name: beat
 -- Renews the lease; no row comes back if another worker declared this one dead. `lock`: take the session's
 -- advisory lock, so that others see at once when the session is gone; a pooler's sessions are not ours.

@@ -44,6 +44,7 @@ KEYS = {
         "enqueue.arrays_10",
         "enqueue.copy_from",
     },
+    "flow": {"flow.limited_rate", "flow.of_plain", "flow.tenant_start"},
     "latency": {"latency.start_p50", "latency.start_p99", "latency.round_trip_p50"},
     "startup": {"startup.first_job", "startup.idle_memory", "startup.import"},
     "unique": {

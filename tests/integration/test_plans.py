@@ -27,6 +27,12 @@ BOUND = {
     "job_bundle_pkey": r"\bid = ",
     "job_bundle_parent": r"parent_id = ",
     "claim_pkey": r"token = ",
+    "job_limited": r"limit_key",
+    "job_rated": r"rate_key",
+    "job_rated_queue": r"queue = ",
+    "job_holding": r"limit_key",
+    "job_admitted": r"queue = ",
+    "job_turn": r"queue = ",
 }
 NEVER = r"$^"
 TABLES = {"job", "job_bundle", "claim"}
@@ -161,6 +167,8 @@ BY_CLAIM = Scan("job", "job_claim")
 BY_DUE = Scan("job", "job_due")
 BY_ID = Scan("job", "job_pkey")
 BY_TOKEN = Scan("claim", "claim_pkey")
+BY_TURN = Scan("job", "job_turn")
+BY_RATE = Scan("job", "job_rated_queue")
 
 
 @pytest.mark.usefixtures("table")
@@ -170,7 +178,7 @@ def test_a_claim_reads_the_claim_index_in_its_order_and_updates_by_id(connection
 
     plan = plans.of(lambda: worker.claim(limit=5, ranges=ranges, tasks=["echo"]))
 
-    check(plan, BY_CLAIM, BY_ID)
+    check(plan, BY_CLAIM, BY_ID, BY_TURN)
     assert not {"Sort", "Incremental Sort"} & {node["Node Type"] for node in plan}
 
 
@@ -180,7 +188,7 @@ def test_a_claim_beyond_a_cursor_reads_the_claim_index_from_there(connection, pl
 
     plan = plans.of(lambda: worker.claim(limit=2, ranges=[(0, 0, 0)], tasks=["echo"]))
 
-    check(plan, BY_CLAIM, BY_ID)
+    check(plan, BY_CLAIM, BY_ID, BY_TURN)
     [scan] = [node for node in plan if node.get("Index Name") == "job_claim"]
     for part in ("queue = ", "priority = ", "seq > "):
         assert part in scan["Index Cond"]
@@ -236,14 +244,16 @@ def test_a_finish_counts_bundles_by_id_and_finds_waiters_by_their_bundle(
 def test_a_promotion_reads_the_index_of_what_is_due(connection, plans, worker):
     connection.execute(FILL, {"queue": "default", "state": "scheduled", "count": 50})
 
-    check(plans.of(lambda: worker.execute("promote_jobs", queue="default", limit=5)), BY_DUE, BY_ID)
+    plan = plans.of(lambda: worker.execute("promote_jobs", queue="default", limit=5))
+
+    check(plan, BY_DUE, BY_ID, BY_RATE)
 
 
 @pytest.mark.usefixtures("table")
 def test_a_look_reads_the_two_indexes_of_waiting_jobs(plans, worker):
     look = {"queues": ["default", "large", "other"], "tasks": ["echo"], "hot": ["other"]}
 
-    check(plans.of(lambda: worker.execute("look", **look)), BY_CLAIM, BY_DUE)
+    check(plans.of(lambda: worker.execute("look", **look)), BY_CLAIM, BY_DUE, BY_TURN, BY_RATE)
 
 
 @pytest.mark.usefixtures("table")

@@ -25,6 +25,7 @@ NOBODY: set[str] = set()
 # Who may call a function; it runs with the owner's rights, but for those below.
 FUNCTIONS: dict[str, set[str]] = {
     "enqueue": PRODUCER,
+    "gate_keys": PRODUCER,
     "new_id": PRODUCER,
     "register_listener": PRODUCER,
     "deregister_listener": PRODUCER,
@@ -38,6 +39,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "park_paused": WORKER,
     "unpark_paused": WORKER | ADMIN,
     "age_queue": WORKER,
+    "publish_gates": WORKER,
+    "sweep_gates": WORKER,
     "beat": WORKER,
     "set_idle": WORKER,
     "deregister_worker": WORKER,
@@ -104,6 +107,20 @@ FUNCTIONS: dict[str, set[str]] = {
     "open_gate": NOBODY,
     "take_tokens": NOBODY,
     "tell_gates": NOBODY,
+    "admit": NOBODY,
+    "choose_turns": NOBODY,
+    "gate_jobs": NOBODY,
+    "limit_room": NOBODY,
+    "lock_admitted": NOBODY,
+    "lock_keys": NOBODY,
+    "lock_next": NOBODY,
+    "next_token_in": NOBODY,
+    "next_turns": NOBODY,
+    "pass_jobs": NOBODY,
+    "rate_tokens": NOBODY,
+    "served_queues": NOBODY,
+    "short_key": NOBODY,
+    "take_rate_tokens": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
@@ -127,6 +144,8 @@ FUNCTIONS: dict[str, set[str]] = {
 }
 # As whoever calls: they touch no table of ours, or are called by a function that is the owner's.
 INVOKER = {
+    "admit", "choose_turns", "gate_jobs", "limit_room", "lock_admitted", "lock_keys", "lock_next", "next_token_in",
+    "next_turns", "pass_jobs", "rate_tokens", "served_queues", "short_key", "take_rate_tokens",
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",

@@ -275,7 +275,7 @@ class Fleet:
 
         schedules = codec.encode(app.declared_schedules, "schedules")
         operation = operations.register_worker(
-            description, [(name, "default", 0) for name in names], app.name, schedules, age
+            description, [(name, "default", 0) for name in names], {}, app.name, schedules, age
         )
         worker_id, self.by_hand = run(self._connection, operation)
         return worker_id
