@@ -13,7 +13,7 @@ import click
 from pgtasks.errors import PgTasksError
 from pgtasks_cli.session import without_password
 
-NAMES = ("canvas", "claim", "drain", "enqueue", "latency", "startup")
+NAMES = ("canvas", "claim", "drain", "enqueue", "latency", "schedules", "startup")
 
 
 def _names(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pgtasks_cli.benchmarking import canvas, claim, drain, enqueue, latency, startup
+from pgtasks_cli.benchmarking import canvas, claim, drain, enqueue, latency, schedules, startup
 from pgtasks_cli.benchmarking.figures import Figure, Report
 from pgtasks_cli.benchmarking.scratch import Scratch, scratch_database
 from pgtasks_cli.benchmarking.tasks import app
@@ -19,6 +19,7 @@ MEASURES: dict[str, Callable[[Scratch, Plan], Iterator[Figure]]] = {
     "drain": drain.measure,
     "enqueue": enqueue.measure,
     "latency": latency.measure,
+    "schedules": schedules.measure,
     "startup": startup.measure,
 }
 

@@ -45,10 +45,17 @@ KEYS = {
         "enqueue.copy_from",
     },
     "latency": {"latency.start_p50", "latency.start_p99", "latency.round_trip_p50"},
+    "schedules": {
+        "schedules.worker_cpu",
+        "schedules.server_cpu",
+        "schedules.cpu",
+        "schedules.late",
+    },
     "startup": {"startup.first_job", "startup.idle_memory", "startup.import"},
 }
 # What a machine may be unable to tell: whose processes the server's are, what they share.
 MAY_BE_ABSENT = {"drain.server_cpu", "drain_forgotten.server_cpu", "startup.idle_memory"}
+MAY_BE_ABSENT |= {"schedules.server_cpu", "schedules.cpu"}
 MAY_BE_ABSENT |= {"enqueue.copy_from"}
 
 
