@@ -507,7 +507,7 @@ class Task(Generic[P, R]):
         self.app.route(job)
         if said:
             apply_call_options(job, said)
-        if self.gates is not None and self.gates.has_key:
+        if self.gates is not None:
             keys = self.gates.keys(self.arguments(args, kwargs, given))
             job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()
