@@ -82,6 +82,7 @@ ALONE = {
     | {name for name in vars(Registry) if not name.startswith("_")},
     Task: {
         "apply",  # runs here and now, like the function itself
+        "arguments",  # of a call, by name
         "AsyncResult",
         "chunks",
         "map",
