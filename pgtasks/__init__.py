@@ -28,6 +28,7 @@ from pgtasks.errors import (
     Reject,
     ResultTimeoutError,
     Retry,
+    ScheduleError,
     SchemaError,
     SoftTimeLimitExceeded,
     TaskExistsError,
@@ -37,21 +38,35 @@ from pgtasks.errors import (
 )
 from pgtasks.group_result import GroupResult
 from pgtasks.guard import guarded
-from pgtasks.job import Attempt, Bundle, Job, JobError, JobFilter, JobState, Status
+from pgtasks.job import (
+    Attempt,
+    Bundle,
+    Job,
+    JobError,
+    JobFilter,
+    JobState,
+    QueueInfo,
+    Status,
+    TaskInfo,
+)
 from pgtasks.limits import Limit, RateLimit
 from pgtasks.logs import get_task_logger
-from pgtasks.options import TaskOptions, WorkerOptions
+from pgtasks.options import Queue, TaskOptions, WorkerOptions
 from pgtasks.progress import Progress
+from pgtasks.rates import Rate
 from pgtasks.registry import shared_task
 from pgtasks.result import AsyncResult, allow_join_result
 from pgtasks.result_set import ResultSet
 from pgtasks.retry import expo, fixed, linear
+from pgtasks.schedule import Schedule, crontab, every
 from pgtasks.task import Task
 from pgtasks.version import VERSION as __version__
 
 __all__ = [
     # The app and its tasks
     "App",
+    "Queue",
+    "Rate",
     "Limit",
     "RateLimit",
     "Task",
@@ -69,6 +84,9 @@ __all__ = [
     "group",
     "linear",
     "signature",
+    # When a task runs of its own accord
+    "crontab",
+    "every",
     # What was enqueued
     "AsyncResult",
     "EagerResult",
@@ -82,7 +100,10 @@ __all__ = [
     "JobFilter",
     "JobState",
     "Progress",
+    "Schedule",
+    "QueueInfo",
     "Status",
+    "TaskInfo",
     # From inside of a task
     "Cancelled",
     "Ignore",
@@ -115,6 +136,7 @@ __all__ = [
     "NotFoundError",
     "PgTasksError",
     "ResultTimeoutError",
+    "ScheduleError",
     "SchemaError",
     "TaskExistsError",
     "TaskFailedError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,19 +17,21 @@ from pgtasks.context import app_var, connection_var, having, remember_app
 from pgtasks.errors import ConfigurationError, NoDsnError
 from pgtasks.management import Management
 from pgtasks.options import check_limits
-from pgtasks.sending import Sending
+from pgtasks.scheduling import Scheduling
 
 if TYPE_CHECKING:
     from pgtasks.db.listener import Listener
     from pgtasks.db.pools import Pools
     from pgtasks.db.run import Operation
+    from pgtasks.options import Queue
     from pgtasks.registry import Route
+    from pgtasks.routing import TaskRoutes
     from pgtasks.worker.process import WorkerProcess
 
 T = TypeVar("T")
 
 
-class App(Sending, Management):
+class App(Scheduling, Management):
     """A program's tasks and the database that holds their jobs.
 
     Args:
@@ -37,11 +39,18 @@ class App(Sending, Management):
         dsn: where the database is: a libpq URL or conninfo string, or ``embedded:`` for a private
             server in ``./.pgtasks``. None: ``$PGTASKS_DSN``, asked at first use.
         routes: which queue a task goes to, unless the call says: ``{"mail.*": "mail"}``, or a
-            function from the task's name to a queue or None.
+            function from the task's name to a queue or None. It goes before the queue of a task's own options.
+        task_routes: Celery's: a dict, pairs, a function, or a list of these, by name, glob or regular expression;
+            see `pgtasks.routing`. In Celery's order: the call's ``queue``, then the one that ``@app.task`` names, then
+            this. A worker has to be told (``-Q``) of queues that only a function names.
+        queues: limits of queues, for all workers together: ``{"mail": Queue(max_running=5, rate="100/m")}``;
+            see `Queue`.
         known_errors: exception classes that ``get()`` may raise as themselves.
         soft_time_limit: of tasks that name none, in seconds; a worker's option goes before.
         time_limit: of tasks that name none, in seconds; a worker's option goes before.
         eager: run every job at once in the caller, without a database; also ``$PGTASKS_EAGER=1``.
+        timezone: of schedules that name none, an IANA name.
+        beat_schedule: schedules as Celery's setting has them: ``{name: {"task": …, "schedule": …}}``.
 
     Several apps in one process do not disturb each other.
     """
@@ -52,12 +61,23 @@ class App(Sending, Management):
         dsn: str | None = None,
         *,
         routes: Route | None = None,
+        task_routes: TaskRoutes | None = None,
+        queues: Mapping[str, Queue] | None = None,
         known_errors: Iterable[type[Exception]] = (),
         soft_time_limit: float | None = None,
         time_limit: float | None = None,
         eager: bool | None = None,
+        timezone: str = "UTC",
+        beat_schedule: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(routes=routes, known_errors=known_errors)
+        super().__init__(
+            routes=routes,
+            task_routes=task_routes,
+            queues=queues or {},
+            known_errors=known_errors,
+            timezone=timezone,
+            beat_schedule=beat_schedule,
+        )
         check_limits(soft_time_limit, time_limit)
         self.name = name
         self.soft_time_limit = soft_time_limit

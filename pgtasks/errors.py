@@ -9,9 +9,10 @@
     ├── EncodingError               a value that JSON cannot carry (also a ValueError)
     ├── DecodingError               stored text that is not strict JSON, or not the annotated type
     ├── UnknownTaskError            no task of that name is registered in this app
-    ├── NotFoundError               no job or bundle has that id (also a LookupError)
-    ├── DuplicateJobError           a job with that task_id exists already
+    ├── NotFoundError               no job or bundle has that id, no schedule that name (also a LookupError)
+    ├── DuplicateJobError           a job with that task_id, or with its unique key, exists already
     ├── JobStateError               the job is not in a state that allows this
+    ├── ScheduleError               the schedule exists already, or stands in code, and does not allow this
     ├── DatabaseError               the database said no
     │   ├── ConnectError            no database answered
     │   └── SchemaError             the schema is missing, older or newer than the code
@@ -73,6 +74,7 @@ __all__ = [
     "Reject",
     "ResultTimeoutError",
     "Retry",
+    "ScheduleError",
     "SchemaError",
     "SoftTimeLimitExceeded",
     "TaskExistsError",
@@ -115,11 +117,27 @@ class NotFoundError(PgTasksError, LookupError):
 
 
 class DuplicateJobError(PgTasksError):
-    """A job with that ``task_id`` exists already."""
+    """A job with that ``task_id`` exists already, or one has its unique key.
+
+    Args:
+        message: what is so.
+        id: the job that has the key.
+    """
+
+    def __init__(self, message: str = "", id: str | None = None) -> None:
+        super().__init__(message, id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class JobStateError(PgTasksError):
     """The job or bundle is not in a state that allows this."""
+
+
+class ScheduleError(PgTasksError):
+    """The schedule exists already, or stands in code, and does not allow this."""
 
 
 class DatabaseError(PgTasksError):
@@ -213,6 +231,8 @@ class Retry(BaseException):  # control flow, see above
         error: the exception that is the reason, kept in the job's ``attempts``.
         retries: how many retries the job may use in all, instead of the task's own number.
             None: the task's own.
+        count: False lets the job wait again as if it had not been tried: for one that came too early. It uses up
+            no retry, the next attempt has the same number, and nothing of this one is kept in ``attempts``.
     """
 
     def __init__(
@@ -221,11 +241,13 @@ class Retry(BaseException):  # control flow, see above
         error: Exception | None = None,
         *,
         retries: int | None = None,
+        count: bool = True,
     ) -> None:
         super().__init__(after, error)
         self.after = after
         self.error = error
         self.retries = retries
+        self.count = count
 
     def __str__(self) -> str:
         return "retry by its schedule" if self.after is None else f"retry after {self.after}"

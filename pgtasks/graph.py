@@ -22,6 +22,7 @@ from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewBundle, NewJob
 from pgtasks.options import check_label
 from pgtasks.signatures import NamedTask, Partial, Signature
+from pgtasks.unique import without_key
 
 MAX_NESTING = 64
 # Of a chain. If the first fails, all others are cancelled in the transaction that says so, which has 5 s; a step takes
@@ -453,9 +454,17 @@ def _is_immutable(node: Node[Any, Any]) -> bool:
 
 
 def _document(job: NewJob) -> dict[str, Any]:
-    """Return a job as JSON can carry it; its options are JSON already."""
+    """Return a job as JSON can carry it; its options are JSON already.
+
+    Without a unique key: in a job's place others go on, which has its own; and they are written when its attempt is
+    over, where nobody is left who could be told of a conflict.
+    """
     document = msgspec.structs.asdict(job)
-    if job.options is not None:
+    unique = document.pop("unique")
+    if unique is not None:
+        left = without_key(codec.decode(job.options or "{}", "options"))
+        document["options"] = left or None
+    elif job.options is not None:
         document["options"] = orjson.Fragment(job.options)
     return document
 

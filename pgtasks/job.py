@@ -313,6 +313,22 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class UniqueKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key of a job that is unique in its queue, as `pgtasks.unique` makes it.
+
+    Attributes:
+        key: the task's name, a colon, and what the arguments make.
+        seconds: how long it is held from now; None: until what ``release`` says.
+        release: what ends it; None: time alone.
+        on_conflict: what a call does that meets it.
+    """
+
+    key: str
+    seconds: float | None = None
+    release: Literal["start", "finish"] | None = "finish"
+    on_conflict: Literal["skip", "replace", "raise"] = "skip"
+
+
 class NewJob(msgspec.Struct, kw_only=True):
     """A job about to be written. Not frozen: it is made by the ten thousand, and never shared."""
 
@@ -337,6 +353,7 @@ class NewJob(msgspec.Struct, kw_only=True):
     after_on: Literal["success", "failure", "stop"] | None = None
     takes: Literal["result", "results", "error"] | None = None
     input: str | None = None  # JSON, given before its own arguments
+    unique: UniqueKey | None = None  # no column: its options carry the key
 
     def is_plain(self) -> bool:
         """Whether nothing is said but the task, its arguments, its queue and its priority."""
@@ -441,7 +458,22 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Depth of a queue by state, and the wait of its oldest ready job in seconds."""
+    """A queue: its depth by state, and what was configured for it.
+
+    Attributes:
+        name: what it is called.
+        ready, running, scheduled, blocked, parked: how many jobs are in that state.
+        oldest_wait: how long its oldest ready job has waited, in seconds.
+        workers: how many workers serve it.
+        paused_at, paused_by, pause_reason: since when it is paused, by whom and why; None: it is not.
+        max_running: how many jobs of it run at most, in all workers together; None: any number.
+        rate: how many attempts begin in a second; None: any number.
+        burst: how many tokens its bucket holds, if it has a rate.
+        tokens: how many lie there now.
+        ageing: after so many seconds of waiting a job's priority rises by one.
+        limited_at, limited_by: when an operator set these limits, and who; None: they are what code declares.
+        declared: what code declares: max_running, rate, burst, ageing, as far as they are said.
+    """
 
     name: str
     ready: int
@@ -451,10 +483,49 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     parked: int
     oldest_wait: float | None
     workers: int
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+    max_running: int | None = None
+    rate: float | None = None
+    burst: int | None = None
+    tokens: float | None = None
+    ageing: float | None = None
+    limited_at: datetime | None = None
+    limited_by: str | None = None
+    declared: Mapping[str, Any] | None = None
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> QueueInfo:
         """Build one from a row of the statement list_queues."""
+        return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as workers have published it, and whether it is paused.
+
+    Attributes:
+        name: what it is called.
+        queue, priority: where its jobs go by default.
+        ready, running, parked: how many jobs of it are in that state.
+        workers: how many workers know it.
+        paused_at, paused_by, pause_reason: since when it is paused, by whom and why; None: it is not.
+    """
+
+    name: str
+    queue: str
+    priority: int
+    ready: int
+    running: int
+    parked: int
+    workers: int
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> TaskInfo:
+        """Build one from a row of the statement list_tasks."""
         return cls(**dict(zip(cls.__struct_fields__, row, strict=True)))
 
 

@@ -38,10 +38,16 @@ LEVELS = {
     "worker.rescued": logging.WARNING,
     "worker.lease_lost": logging.ERROR,
     "worker.trust": logging.WARNING,
+    "worker.gates": logging.INFO,
     "worker.gave_up": logging.ERROR,
     "child.started": logging.DEBUG,
     "child.died": logging.ERROR,
     "history.maintained": logging.INFO,
+    "schedule.ticked": logging.DEBUG,
+    "schedule.missed": logging.WARNING,
+    "schedule.refused": logging.ERROR,
+    "schedule.hidden": logging.WARNING,
+    "schedule.forgotten": logging.INFO,
     "listener.failed": logging.WARNING,
 }
 

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from pgtasks.errors import ConfigurationError
 from pgtasks.group_result import GroupResult
 from pgtasks.ids import parse_id
 from pgtasks.job import Bundle, Job, JobFilter, JobState, Status, WorkerInfo
+from pgtasks.options import check_priority, check_queue_name
+from pgtasks.queue_management import QueueManagement
 from pgtasks.result import AsyncResult
 from pgtasks.result_set import ResultSet
 from pgtasks.result_tree import ResultBase
+from pgtasks.task import aware, seconds
 
 if TYPE_CHECKING:
     from pgtasks.app import App
-    from pgtasks.db.run import Operation
 
-T = TypeVar("T")
 B = TypeVar("B", bound=ResultBase)
 Ids = str | AsyncResult[Any]
 
 
-class Management:
+class Keep(Enum):
+    """Stands for what is not said, where None means something."""
+
+    KEEP = "as it is"
+
+
+KEEP = Keep.KEEP
+
+
+class Management(QueueManagement):
     """The operations of an app on what is in the database; the app says how they are run."""
-
-    def run(self, operation: Operation[T], connection: Any = None) -> T:
-        """Run an operation on a synchronous connection."""
-        raise NotImplementedError
-
-    async def arun(self, operation: Operation[T], connection: Any = None) -> T:
-        """Run an operation on an asynchronous connection."""
-        raise NotImplementedError
 
     # Jobs
 
@@ -140,6 +144,47 @@ class Management:
         from pgtasks.db import operations
 
         return await self.arun(operations.reset_jobs([_id(id) for id in ids]))
+
+    def reschedule(
+        self,
+        id: Ids,
+        *,
+        start_at: datetime | timedelta | float | Keep | None = KEEP,
+        priority: int | Keep = KEEP,
+        queue: str | Keep = KEEP,
+    ) -> JobState:
+        """Give a job that waits another time, priority or queue; returns the state that it is in then.
+
+        What is not said stays. Its unique key goes to the new queue with it. Of a job that waits for others it is the
+        earliest time after these; one that is held back (parked) stays so, unless its time lies ahead.
+
+        Args:
+            id: which job.
+            start_at: an aware datetime; or a timedelta, or seconds, from now; what is past, or None, is now.
+            priority: higher runs first.
+            queue: where it goes.
+
+        Raises:
+            NotFoundError: there is no such job.
+            JobStateError: a worker has it, or it is finished; or another job has its unique key in the new queue.
+        """
+        from pgtasks.db import operations
+
+        return self.run(operations.reschedule_job(_id(id), **_new_place(start_at, priority, queue)))
+
+    async def areschedule(
+        self,
+        id: Ids,
+        *,
+        start_at: datetime | timedelta | float | Keep | None = KEEP,
+        priority: int | Keep = KEEP,
+        queue: str | Keep = KEEP,
+    ) -> JobState:
+        """Give a job that waits another time, priority or queue; see `reschedule`."""
+        from pgtasks.db import operations
+
+        place = _new_place(start_at, priority, queue)
+        return await self.arun(operations.reschedule_job(_id(id), **place))
 
     def cancel(
         self, *ids: Ids, terminate: bool = True
@@ -391,3 +436,30 @@ def _filter(states: Sequence[JobState | str], conditions: Mapping[str, Any]) -> 
 
 def _states(states: Sequence[JobState | str]) -> list[JobState] | None:
     return [JobState(state) for state in states] if states else None
+
+
+def _new_place(
+    start_at: datetime | timedelta | float | Keep | None, priority: int | Keep, queue: str | Keep
+) -> dict[str, Any]:
+    """Return the parameters of `pgtasks.db.operations.reschedule_job`.
+
+    Raises:
+        ConfigurationError: nothing is said, or something is not what it should be.
+    """
+    if start_at is KEEP and priority is KEEP and queue is KEEP:
+        raise ConfigurationError(
+            "expected start_at, priority or queue, found none: say what is to change"
+        )
+    place: dict[str, Any] = dict.fromkeys(("start_at", "delay", "priority", "queue"))
+    place["now"] = start_at is None
+    if isinstance(start_at, datetime):
+        place["start_at"] = aware("start_at", start_at)
+    elif start_at is not None and start_at is not KEEP:
+        place["delay"] = max(0.0, seconds("start_at", start_at))
+    if priority is not KEEP:
+        check_priority(priority)
+        place["priority"] = priority
+    if queue is not KEEP:
+        check_queue_name(queue)
+        place["queue"] = queue
+    return place

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from pgtasks.errors import ConfigurationError
-from pgtasks.keys import Key
+from pgtasks.keys import Key, check_key
 from pgtasks.limits import Gates, Limit, RateLimit, read_limit, read_rate
 from pgtasks.rates import Rate, parse_rate
 from pgtasks.retry import RetrySchedule, expo, fixed, schedule_from_celery, validate_schedule
@@ -77,6 +78,15 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         rate_limit: Celery's: how many of its attempts begin in which time in each worker.
         log_arguments: show the arguments in the log lines of its jobs.
         origin: where its jobs come from, for people.
+        unique: at most one job for each key waits or runs in a queue: True: the key is all of its arguments; a
+            function of some of its parameters, by their names; a template over them, "{customer_id}".
+        unique_for: the key is held so many seconds (or a timedelta) from the call, whatever becomes of the job.
+        unique_until: or until the job is "started" (a worker took it; it does not take the key again for a retry), or
+            "finished", which is what holds if neither is said.
+        on_conflict: what a call does whose key another job holds: "skip" returns that one's result, with
+            ``created`` False; "replace" also gives it the arguments and the time of this call, if it still waits;
+            "raise" raises DuplicateJobError. Where something waits for the job (chains, chords, callbacks), it raises
+            in any case.
         bind: the function's first parameter is the task itself.
         raw: the function receives the `Job` and nothing else.
     """
@@ -102,6 +112,10 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: Rate | None = None
     log_arguments: bool = False
     origin: str | None = None
+    unique: Key = False
+    unique_for: float | None = None
+    unique_until: str | None = None
+    on_conflict: str | None = None
     bind: bool = False
     raw: bool = False
 
@@ -122,6 +136,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         check_limits(self.soft_time_limit, self.time_limit)
         for option in ("at_most_once", "transactional", "log_arguments"):
             check_flag(option, getattr(self, option))
+        check_unique(self.name, self.unique, self.unique_for, self.unique_until, self.on_conflict)
         if self.bind and self.raw:
             raise ConfigurationError(
                 f"task {self.name!r} is both bind and raw: a raw task receives the job only"
@@ -151,6 +166,36 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
         return not self.ignore_result and self.keep_history
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """What an app declares for a queue, for all workers together: ``App(queues={"mail": Queue(max_running=5)})``.
+
+    Workers write it into the database when they start. Limits that an operator set by hand
+    (``app.limit_queue``, ``pgtasks queues limit``) go before, and so does a pause. What code no longer declares
+    holds on until it is taken away by hand.
+
+    Attributes:
+        max_running: how many of its jobs run at most. Jobs that a worker holds and has not begun count.
+        rate: how many attempts begin: "10/s", "100/m", "1000/h", or a number in a second; a `Rate` says its
+            burst, too.
+        ageing: after so many seconds of waiting a job's priority rises by one, and again after so many, up to the
+            highest priority that waits in the queue.
+    """
+
+    max_running: int | None = None
+    rate: Rate | str | float | None = None
+    ageing: float | None = None
+
+    def __post_init__(self) -> None:
+        check_max_running(self.max_running)
+        check_ageing(self.ageing)
+        self.bucket  # noqa: B018 (raises for what is no rate)
+
+    @property
+    def bucket(self) -> Rate | None:
+        """The rate, read."""
+        return None if self.rate is None else parse_rate(self.rate)
+
+
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a worker.
 
@@ -158,9 +203,11 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: how many jobs run at once: the number of children.
         queues: which queues to serve; None: all that the app's tasks and routes name, and "default".
         exclude_queues: which of these not to serve.
+        weights: how many jobs are claimed of a queue in proportion to the others, while several have some;
+            those that are not named have 1.
         name: what the worker is called; %h is the host, %n its first part, %d the rest.
         pool: "prefork" forks children; "threads" forks one that runs jobs in threads; "solo" runs
-            jobs one by one in this very process.
+            jobs one by one in this very process; "beat" runs none, and is for the schedules alone.
         async_concurrency: how many jobs of ``async def`` tasks a child runs at once, on an event loop
             in a thread of its own; 1: they take their turn with the others.
         soft_time_limit: of tasks that name none, in seconds.
@@ -177,6 +224,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         prefetch: how many jobs may wait for each child at most; how many do follows their measured
             duration.
         keep_history_for: how long finished jobs are kept, in seconds.
+        schedules: whether it enqueues what schedules have due. Any number of workers may.
         health_port: answer HTTP probes here: "8080" on 127.0.0.1, "0.0.0.0:8080", "[::1]:8080"; port 0
             is any that is free. None: nowhere.
     """
@@ -184,6 +232,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     queues: tuple[str, ...] | None = None
     exclude_queues: tuple[str, ...] = ()
+    weights: Mapping[str, int] = {}  # msgspec copies it for each instance
     name: str = "worker@%h"
     pool: str = "prefork"
     async_concurrency: int = 1
@@ -199,12 +248,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     claim_batch: int = 500
     prefetch: int = 500
     keep_history_for: float = 7 * 86400.0
+    schedules: bool = True
     health_port: str | None = None
 
     def __post_init__(self) -> None:
-        if self.pool not in ("prefork", "threads", "solo"):
+        if self.pool not in ("prefork", "threads", "solo", "beat"):
             raise ConfigurationError(
-                f"expected pool 'prefork', 'threads' or 'solo', found {self.pool!r}"
+                f"expected pool 'prefork', 'threads', 'solo' or 'beat', found {self.pool!r}"
             )
         check_count("concurrency", self.concurrency, most=1000)
         if self.pool == "solo" and self.concurrency != 1:
@@ -216,6 +266,13 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
             check_queue_name(queue)
         if self.queues is not None and not self.queues:
             raise ConfigurationError("expected at least one queue, found none")
+        for queue, weight in self.weights.items():
+            check_queue_name(queue)
+            check_count(f"the weight of queue {queue!r}", weight, most=1000)
+            if self.queues is not None and queue not in self.queues:
+                raise ConfigurationError(
+                    f"queue {queue!r} has a weight and is not served: expected one of {', '.join(self.queues)}"
+                )
         check_seconds("poll_interval", self.poll_interval, least=0.01)
         check_seconds("grace", self.grace, least=0)
         check_seconds("beat", self.beat, least=0.1)
@@ -226,6 +283,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         for option in ("max_tasks_per_child", "max_memory_per_child"):
             if getattr(self, option) is not None:
                 check_count(option, getattr(self, option), most=2**62)
+        check_flag("schedules", self.schedules)
         check_count("claim_batch", self.claim_batch, most=10_000)
         check_count("prefetch", self.prefetch, most=10_000)
         if self.health_port is not None:
@@ -239,6 +297,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def children(self) -> int:
         """How many processes run jobs."""
+        if self.pool == "beat":
+            return 0
         return 1 if self.pool == "threads" else self.concurrency
 
     @property
@@ -299,6 +359,18 @@ def check_count(option: str, value: object, *, most: int) -> None:
         raise ConfigurationError(f"{option} is a whole number from 1 to {most}, found {value!r}")
 
 
+def check_max_running(value: object) -> None:
+    """Raise ConfigurationError unless this is a number of jobs, or None."""
+    if value is not None:
+        check_count("max_running", value, most=1_000_000)
+
+
+def check_ageing(value: object) -> None:
+    """Raise ConfigurationError unless this is the time in which a priority rises, or None."""
+    if value is not None:
+        check_seconds("ageing", value, least=1)
+
+
 def check_seconds(option: str, value: object, *, least: float) -> None:
     """Raise ConfigurationError unless this is a finite number of seconds, at least that many."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e10:
@@ -335,6 +407,34 @@ def check_flag(option: str, value: object) -> None:
         raise ConfigurationError(f"{option} is True or False, found {value!r}")
 
 
+def check_unique(
+    task_name: str, key: object, seconds: object, until: object, on_conflict: object
+) -> None:
+    """Raise ConfigurationError unless this is how a job is unique, or is not."""
+    said = {"unique_for": seconds, "unique_until": until, "on_conflict": on_conflict}
+    if key is False:
+        option = next((option for option, value in said.items() if value is not None), None)
+        if option is not None:
+            raise ConfigurationError(
+                f"task {task_name!r}: {option} is about a unique key, and there is none: say unique=True, too"
+            )
+        return
+    check_key(task_name, key, None, option="unique")
+    if seconds is not None:
+        check_seconds("unique_for", seconds, least=0.001)
+    if until not in (None, "started", "finished"):
+        raise ConfigurationError(f"unique_until is 'started' or 'finished', found {until!r}")
+    if seconds is not None and until is not None:
+        raise ConfigurationError(
+            f"task {task_name!r}: expected unique_for or unique_until, found both: unique_for holds the key so long, "
+            "whatever becomes of the job"
+        )
+    if on_conflict not in (None, "skip", "replace", "raise"):
+        raise ConfigurationError(
+            f"on_conflict is 'skip', 'replace' or 'raise', found {on_conflict!r}"
+        )
+
+
 def check_exception_types(option: str, value: object) -> None:
     """Raise ConfigurationError unless this is a tuple of exception classes."""
     if not isinstance(value, tuple) or not all(
@@ -354,6 +454,10 @@ def task_options(name: str, said: Mapping[str, Any]) -> TaskOptions:
     for option in ("retry_for", "no_retry_for", "throws"):
         if option in options:
             options[option] = _as_tuple(options[option])
+    if isinstance(options.get("unique_for"), timedelta):
+        options["unique_for"] = options["unique_for"].total_seconds()
+    if options.get("unique", False) is None:
+        options["unique"] = False
     for option, read in (("limit", read_limit), ("rate", read_rate), ("rate_limit", _each_worker)):
         if options.get(option) is not None:
             options[option] = read(options[option])

@@ -24,7 +24,8 @@ from typing import (
 from pgtasks.errors import ConfigurationError, TaskExistsError, UnknownTaskError
 from pgtasks.failure import OWN_ERRORS, builtin_error
 from pgtasks.job import Bundle, Job, NewJob
-from pgtasks.options import BUILTIN, TaskOptions, check_queue_name, task_options
+from pgtasks.options import BUILTIN, Queue, TaskOptions, check_queue_name, task_options
+from pgtasks.routing import NOWHERE, Destination, Router, TaskRoutes
 from pgtasks.signatures import signature
 from pgtasks.task import CoroutineTask, SharedTask, Task, shared_tasks
 
@@ -65,13 +66,32 @@ class Registry:
     """What an app knows without any database.
 
     Args:
-        routes, known_errors: see `App`.
+        routes, task_routes, queues, known_errors: see `App`.
     """
 
-    def __init__(self, *, routes: Route | None, known_errors: Iterable[type[Exception]]) -> None:
+    def __init__(
+        self,
+        *,
+        routes: Route | None,
+        task_routes: TaskRoutes | None,
+        queues: Mapping[str, Queue],
+        known_errors: Iterable[type[Exception]],
+    ) -> None:
+        if routes is not None and task_routes is not None:
+            raise ConfigurationError(
+                "expected routes or task_routes, found both: they differ in what goes before a task's own queue"
+            )
         self.tasks: dict[str, Task[..., Any]] = {}
         self.shared: dict[SharedTask, Task[..., Any]] = {}
         self.routes = routes
+        self.router = None if task_routes is None else Router(task_routes)
+        self.declared_queues = dict(queues)
+        for name, queue in self.declared_queues.items():
+            check_queue_name(name)
+            if not isinstance(queue, Queue):
+                raise ConfigurationError(
+                    f"queue {name!r} is declared by a pgtasks.Queue, such as Queue(max_running=5), found {queue!r}"
+                )
         self.known_errors = list(known_errors)
         self.job_listeners: list[JobListener] = []
         self.bundle_listeners: list[tuple[str | None, BundleListener]] = []
@@ -122,6 +142,7 @@ class Registry:
                 "give it another with name=…"
             )
         task = base(cast("App", self), function, task_options(name, options))
+        task.said = frozenset(options)
         known = self.tasks.get(name)
         if known is not None and not _same_source(known.run, function):
             raise TaskExistsError(
@@ -218,11 +239,47 @@ class Registry:
                 return cls
         return None
 
-    def route(self, job: NewJob) -> None:
-        """Put a job into the queue that the routes name for its task."""
-        queue = self.routed_queue(job.task) if self.routes else None
-        if queue is not None:
-            job.queue = queue
+    def route(
+        self,
+        job: NewJob,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any] | None,
+        task: Task[..., Any] | None = None,
+    ) -> None:
+        """Put a job where the routes say.
+
+        Args:
+            job: change in place.
+            args: those of the call.
+            kwargs: those of the call.
+            options: those of the call, which are applied after this.
+            task: its task, if that is known here.
+        """
+        if self.router is not None:
+            said = frozenset() if task is None else task.said
+            where = self.router.route(job.task, args, kwargs, options or {}, task)
+            if where.queue is not None and "queue" not in said:
+                job.queue = where.queue
+            if where.priority is not None and "priority" not in said:
+                job.priority = where.priority
+        elif self.routes:
+            queue = self.routed_queue(job.task)
+            if queue is not None:
+                job.queue = queue
+
+    def queue_of(self, task: Task[..., Any]) -> str:
+        """Return the queue that a task's jobs go to, as far as that is known without a call."""
+        if self.router is None:
+            return self.routed_queue(task.name) or task.queue
+        where = NOWHERE if "queue" in task.said else self.router.by_name(task.name)
+        return where.queue or task.queue
+
+    def priority_of(self, task: Task[..., Any]) -> int:
+        """Return the priority of a task's jobs, as far as that is known without a call."""
+        known = self.router is not None and "priority" not in task.said
+        where = self.router.by_name(task.name) if known and self.router else Destination()
+        return task.options.priority if where.priority is None else where.priority
 
     def routed_queue(self, name: str) -> str | None:
         """Return the queue that the routes name for a task, or None."""
@@ -241,13 +298,15 @@ class Registry:
             check_queue_name(queue)
         return queue
 
-    def queues(self) -> list[str]:
-        """Return every queue that the tasks and routes name, and "default"."""
-        names = {"default"}
+    def queue_names(self) -> list[str]:
+        """Return every queue that the tasks, the routes and the app name, and "default"."""
+        names = {"default", *self.declared_queues}
         for task in self.tasks.values():
-            names.add(self.routed_queue(task.name) or task.queue)
+            names.add(self.queue_of(task))
         if isinstance(self.routes, Mapping):
             names.update(self.routes.values())
+        if self.router is not None:
+            names.update(self.router.queues())
         return sorted(names)
 
     # Listeners and hooks

@@ -38,7 +38,12 @@ class AsyncResult(JobNode, Generic[R]):
         task_name: the task's name, if known: its return annotation rebuilds the result.
         parent: what it came after in its chain, if known; else the database is asked.
         ignored: no result is kept of it, so that ``get()`` gives None at once.
+
+    Attributes:
+        created: False if the call made no job, for one has its unique key: this is the handle on that one.
     """
+
+    created: bool = True
 
     def __init__(
         self,
@@ -409,13 +414,16 @@ def read_result(app: App, task_name: str | None, text: str | None) -> Any:
     return task.parameters.convert_result(value) if task else value
 
 
-def result_of(app: App, job: NewJob, parent: Node | None = None) -> AsyncResult[Any]:
-    """Return the handle on a job that is about to be written."""
+def result_of(app: App, job: NewJob, holder: str | None = None) -> AsyncResult[Any]:
+    """Return the handle on a job that was written; or on another, which has its unique key."""
     task = app.tasks.get(job.task)
     ignored = task is not None and task.options.ignore_result
     if job.options is not None:
         ignored = codec.decode(job.options, "options").get("ignore_result", ignored)
-    return AsyncResult(job.id, app, job.task, parent, ignored=ignored)
+    result: AsyncResult[Any] = AsyncResult(holder or job.id, app, job.task, ignored=ignored)
+    if holder is not None:
+        result.created = False
+    return result
 
 
 def _succeeded(outcome: StoredOutcome) -> bool:

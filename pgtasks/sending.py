@@ -18,9 +18,11 @@ from pgtasks.group_result import GroupResult
 from pgtasks.ids import new_id
 from pgtasks.job import Bundle, NewJob
 from pgtasks.options import check_task_name
+from pgtasks.parameters import unnamed
 from pgtasks.registry import Registry
 from pgtasks.result import AsyncResult, result_of
 from pgtasks.task import Task, apply_call_options
+from pgtasks.unique import UNIQUE_OPTIONS, make_unique
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -87,14 +89,19 @@ class Sending(Registry):
             args=codec.encode(list(args), "args"),
             kwargs=codec.encode(dict(kwargs), "kwargs"),
         )
-        self.route(job)
+        self.route(job, args, kwargs, options)
         apply_call_options(job, options)
+        if not UNIQUE_OPTIONS.isdisjoint(options):
+            make_unique(job, None, options, lambda: unnamed(*args, **kwargs))
         return job
 
     def enqueue_many(
         self, jobs: Iterable[Any], *, connection: Any = None
     ) -> list[AsyncResult[Any]]:
         """Enqueue many signatures in one transaction, without a bundle.
+
+        Those that are unique, and whose key another job has, are left out: in their place is the result of that one,
+        with ``created`` False.
 
         Args:
             jobs: signatures, of any tasks of this app.
@@ -106,9 +113,8 @@ class Sending(Registry):
         if self._is_eager():
             return [self.run_eagerly(row) for row in rows]
         kept = [row for row in rows if not self._ignores(row)]
-        if kept:
-            self.run(operations.enqueue_jobs(kept), connection)
-        return [result_of(self._app, row) for row in rows]
+        held = self.run(operations.enqueue_jobs(kept), connection) if kept else {}
+        return [result_of(self._app, row, held.get(row.id)) for row in rows]
 
     async def aenqueue_many(
         self, jobs: Iterable[Any], *, connection: Any = None
@@ -120,9 +126,8 @@ class Sending(Registry):
         if self._is_eager():
             return [await self.arun_eagerly(row) for row in rows]
         kept = [row for row in rows if not self._ignores(row)]
-        if kept:
-            await self.arun(operations.enqueue_jobs(kept), connection)
-        return [result_of(self._app, row) for row in rows]
+        held = await self.arun(operations.enqueue_jobs(kept), connection) if kept else {}
+        return [result_of(self._app, row, held.get(row.id)) for row in rows]
 
     def send(self, job: NewJob, connection: Any = None) -> AsyncResult[Any]:
         """Write one job, unless jobs are run eagerly or ignored here."""
@@ -130,9 +135,10 @@ class Sending(Registry):
 
         if self._is_eager():
             return self.run_eagerly(job)
+        holder = None
         if not self._ignores(job):
-            self.run(operations.enqueue_job(job), connection)
-        return result_of(self._app, job)
+            holder = self.run(operations.enqueue_job(job), connection)
+        return result_of(self._app, job, holder)
 
     async def asend(self, job: NewJob, connection: Any = None) -> AsyncResult[Any]:
         """Write one job, unless jobs are run eagerly or ignored here."""
@@ -140,9 +146,10 @@ class Sending(Registry):
 
         if self._is_eager():
             return await self.arun_eagerly(job)
+        holder = None
         if not self._ignores(job):
-            await self.arun(operations.enqueue_job(job), connection)
-        return result_of(self._app, job)
+            holder = await self.arun(operations.enqueue_job(job), connection)
+        return result_of(self._app, job, holder)
 
     # A canvas
 
@@ -177,9 +184,10 @@ class Sending(Registry):
 
             return self._results_of(graph, run_graph_eagerly(self._app, graph))
         kept = graph.without(self._ignores)
+        held: dict[str, str] = {}
         if kept.jobs or not graph.jobs:
-            self.run(operations.enqueue_jobs(kept.jobs, kept.bundles), connection)
-        return self._results_of(graph)
+            held = self.run(operations.enqueue_jobs(kept.jobs, kept.bundles), connection)
+        return self._results_of(graph, held=held)
 
     async def asend_graph(
         self,
@@ -202,9 +210,10 @@ class Sending(Registry):
 
             return self._results_of(graph, await arun_graph_eagerly(self._app, graph))
         kept = graph.without(self._ignores)
+        held: dict[str, str] = {}
         if kept.jobs or not graph.jobs:
-            await self.arun(operations.enqueue_jobs(kept.jobs, kept.bundles), connection)
-        return self._results_of(graph)
+            held = await self.arun(operations.enqueue_jobs(kept.jobs, kept.bundles), connection)
+        return self._results_of(graph, held=held)
 
     def grow_group(self, bundle_id: str, node: Node[Any, Any], connection: Any = None) -> Result:
         """Add what a canvas ends with to an open group, as members of it.
@@ -246,9 +255,19 @@ class Sending(Registry):
         return self._results_of(graph)
 
     def _results_of(
-        self, graph: Graph, ran: Mapping[str, EagerResult[Any]] | None = None
+        self,
+        graph: Graph,
+        ran: Mapping[str, EagerResult[Any]] | None = None,
+        held: Mapping[str, str] | None = None,
     ) -> Result:
-        """Return a handle on what a graph ends with, and by its parents on what is before that."""
+        """Return a handle on what a graph ends with, and by its parents on what is before that.
+
+        Args:
+            graph: what was written.
+            ran: what was run instead, by the ids of the jobs.
+            held: jobs that were left out, and those that have their keys: of a group they are no members.
+        """
+        held = held or {}
         from pgtasks.graph import JobEnd
 
         made: dict[str, Result] = {}  # members of a group may have the same parents
@@ -262,13 +281,16 @@ class Sending(Registry):
             parent = None if before is None else made[before.id]
             for one in reversed(line):
                 if isinstance(one, JobEnd):
-                    result: Result = result_of(app, one.job) if ran is None else ran[one.id]
+                    result: Result = (
+                        result_of(app, one.job, held.get(one.id)) if ran is None else ran[one.id]
+                    )
                 else:
                     members = [
                         result_of(app, member.job)
                         if member.parent is None and ran is None
                         else handle(member)
                         for member in one.members
+                        if member.id not in held
                     ]
                     result = group_result(one, members)
                 result.parent = parent

@@ -366,8 +366,8 @@ def loop(task: Task[..., R], name: str, it: Iterable[Any]) -> Signature[list[R]]
         task.parameters.bind((item,) if name == MAP else item, {})
     options: dict[str, Any] = {
         # It goes where the task goes, not where the built-in one does.
-        "queue": task.app.routed_queue(task.name) or task.queue,
-        "priority": task.options.priority,
+        "queue": task.app.queue_of(task),
+        "priority": task.app.priority_of(task),
     }
     if task.connection is not None:
         options["connection"] = task.connection

@@ -30,7 +30,7 @@ from pgtasks.context import NoRequest, Request, current_app, request_var
 from pgtasks.errors import ConfigurationError, MaxRetriesExceededError, Replaced, Retry
 from pgtasks.ids import new_id, parse_id
 from pgtasks.job import NewJob
-from pgtasks.keys import LATER
+from pgtasks.keys import LATER, check_key
 from pgtasks.node import LINKS, Node
 from pgtasks.options import (
     MANUAL_RETRIES,
@@ -46,6 +46,7 @@ from pgtasks.parameters import Parameters, unnamed
 from pgtasks.progress import set_state
 from pgtasks.result import AsyncResult
 from pgtasks.signatures import ACCUMULATE, MAP, STARMAP, loop, signature
+from pgtasks.unique import UNIQUE_OPTIONS, make_unique
 
 if TYPE_CHECKING:
     from pgtasks.app import App
@@ -105,6 +106,10 @@ class Task(Generic[P, R]):
         self.run = function
         self.options = options
         self.parameters = Parameters(function, bound=options.bind)
+        if options.unique is not False and not options.raw:
+            check_key(options.name, options.unique, self.parameters.names, option="unique")
+        # What was said of it, rather than left to its default: it goes before `task_routes`.
+        self.said: frozenset[str] = frozenset()
         self.gates = options.gates
         if self.gates is not None:
             self.gates.check(None if options.raw else self.parameters.names)
@@ -163,12 +168,14 @@ class Task(Generic[P, R]):
             kwargs: keyword arguments.
             options: ``task_id`` (a UUID), ``countdown`` (seconds from now) or ``eta`` (an aware
                 datetime), ``expires`` (seconds from now, or an aware datetime), ``queue``,
-                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``; ``link`` and
+                ``priority``, ``retries``, ``ignore_result``, ``origin``, ``connection``; ``unique``,
+                ``unique_for``, ``unique_until`` and ``on_conflict`` as in `TaskOptions`; ``link`` and
                 ``link_error``: a signature or a list of them, to run once it has succeeded or failed.
 
         Raises:
             TypeError: the function does not take these arguments, or there is no such option.
             EncodingError: JSON cannot carry one of the arguments.
+            DuplicateJobError: it is unique with ``on_conflict="raise"``, and another job has its key.
         """
         if any(name in options for name in LINKS):
             return self.signature(args, kwargs, **options).apply_async()
@@ -291,6 +298,7 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | None = None,
+        count: bool = True,
     ) -> Retry:
         """Raise `Retry`: run this job again later, with the same arguments and the same id.
 
@@ -302,6 +310,7 @@ class Task(Generic[P, R]):
             eta: when, as an aware datetime.
             countdown: when, in seconds from now; without both, the task's retry schedule says.
             max_retries: how many retries to allow, instead of the task's number (else 3).
+            count: False: it uses up no retry; see `Retry`.
 
         Raises:
             Retry: what tells the worker.
@@ -321,7 +330,7 @@ class Task(Generic[P, R]):
                 or RuntimeError(f"{self.name}: retry() called outside of a job")
             )  # type: ignore[attr-defined,unused-ignore]
         maximum = self.max_retries if max_retries is None else max_retries
-        if request.retries >= maximum:
+        if count and request.retries >= maximum:
             raise exc or MaxRetriesExceededError(
                 f"{self.name} [{request.id}] was retried {request.retries} times, and {maximum} are allowed"
             )
@@ -330,6 +339,7 @@ class Task(Generic[P, R]):
             eta if eta is not None else countdown,
             error if isinstance(error, Exception) else None,
             retries=maximum,
+            count=count,
         )
         if throw:
             raise retry
@@ -504,9 +514,11 @@ class Task(Generic[P, R]):
             expires_in=options.expires,
             origin=options.origin,
         )
-        self.app.route(job)
+        self.app.route(job, args, kwargs, said, self)
         if said:
             apply_call_options(job, said)
+        if options.unique is not False or (said and not UNIQUE_OPTIONS.isdisjoint(said)):
+            make_unique(job, options, said or {}, lambda: self.arguments(args, kwargs, given))
         if self.gates is not None:
             keys = self.gates.keys(self.arguments(args, kwargs, given))
             job.options = codec.encode({**stored_options(job), **keys}, "options")
@@ -619,6 +631,8 @@ def apply_call_options(job: NewJob, said: Mapping[str, Any]) -> None:
             case "soft_time_limit" | "time_limit":
                 stored[option] = seconds(option, value)
                 check_limits(stored.get("soft_time_limit"), stored.get("time_limit"))
+            case "unique" | "unique_for" | "unique_until" | "on_conflict":
+                pass  # see `make_unique`
             case "serializer" if value == "json":
                 pass
             case _:

@@ -29,11 +29,33 @@ def banner(app: App, parent: Parent) -> str:
         "limits": limits(app, options),
         "children": replacement(options),
         "health": parent.health_address and f"http://{parent.health_address}/health",
-        "queues": ", ".join(parent.queues),
+        "queues": ", ".join(weighted(queue, options) for queue in parent.queues),
+        "schedules": schedules(app)
+        + ("" if options.schedules else ", and others see to it (--no-beat)"),
         "tasks": "\n            ".join(shown),
     }
-    said = "\n".join(f"  {label:<8}  {text}" for label, text in lines.items() if text)
+    said = "\n".join(f"  {label:<9} {text}" for label, text in lines.items() if text)
     return f"pgtasks {VERSION}: {parent.name} (pid {os.getpid()})\n{said}\n"
+
+
+def beat_banner(app: App, parent: Parent, pid: int) -> str:
+    """Return what an operator wants to be sure of, of a beat that runs no jobs."""
+    from pgtasks.db.dsn import describe
+    from pgtasks.version import VERSION
+
+    lines = {
+        "app": app.name,
+        "database": describe(app.dsn),
+        "health": parent.health_address and f"http://{parent.health_address}/health",
+        "schedules": schedules(app),
+    }
+    said = "\n".join(f"  {label:<9} {text}" for label, text in lines.items() if text)
+    return f"pgtasks {VERSION}: {parent.name} (pid {pid}), runs no jobs\n{said}\n"
+
+
+def schedules(app: App) -> str:
+    """Return how many schedules stand in the app's code."""
+    return f"{len(app.declared_schedules)} in code"
 
 
 def asynchronous(options: WorkerOptions) -> str:
@@ -41,6 +63,12 @@ def asynchronous(options: WorkerOptions) -> str:
     if options.async_concurrency == 1:
         return ""
     return f"{options.async_concurrency} more at once in each child, of async def tasks"
+
+
+def weighted(queue: str, options: WorkerOptions) -> str:
+    """Return a queue with its weight, if it has one."""
+    weight = options.weights.get(queue, 1)
+    return queue if weight == 1 else f"{queue}:{weight}"
 
 
 def limits(app: App, options: WorkerOptions) -> str:

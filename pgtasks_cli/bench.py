@@ -13,7 +13,7 @@ import click
 from pgtasks.errors import PgTasksError
 from pgtasks_cli.session import without_password
 
-NAMES = ("canvas", "claim", "drain", "enqueue", "flow", "latency", "startup")
+NAMES = ("canvas", "claim", "drain", "enqueue", "flow", "latency", "startup", "unique")
 
 
 def _names(

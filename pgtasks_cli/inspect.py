@@ -177,6 +177,7 @@ def scheduled(session: Session, destination: tuple[str, ...]) -> None:
             "eta": job.start_at,
             "priority": job.priority,
             "request": {"id": job.id, "name": job.task, "queue": job.queue},
+            **({"unique": job.options["unique_key"]} if "unique_key" in job.options else {}),
         }
         for job in jobs
     ]

@@ -1,4 +1,4 @@
-"""``pgtasks jobs``: look at jobs, and retry, cancel or delete them."""
+"""``pgtasks jobs``: look at jobs, and retry, reschedule, cancel or delete them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import click
 import msgspec
 
 from pgtasks import App, Attempt, Job, JobError, JobState, Progress
-from pgtasks_cli import crash, graph, output, relations
+from pgtasks.unique import without_key
+from pgtasks_cli import crash, graph, holding, output, relations
 from pgtasks_cli.cancelling import no_terminate_option, print_cancelled, split
+from pgtasks_cli.params import Later
 from pgtasks_cli.selection import (
     UNFINISHED,
     UNSUCCESSFUL,
@@ -34,7 +36,7 @@ ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
 
 @click.group()
 def jobs() -> None:
-    """Look at jobs, and retry, cancel or delete them.
+    """Look at jobs, and retry, reschedule, cancel or delete them.
 
     An id may be cut short as long as one job fits.
 
@@ -197,6 +199,56 @@ def retry(session: Session, ids: Sequence[str], filters: Filters, force: bool) -
 
 
 @jobs.command()
+@click.argument("id")
+@click.option("--start-at", type=Later(), help="The earliest time, or how long from now.")
+@click.option("--now", is_flag=True, help="Run it as soon as a worker is free.")
+@click.option("--priority", type=int, help="Higher runs first.")
+@click.option("-Q", "--queue", metavar="NAME", help="Move it to this queue.")
+@pass_session
+def reschedule(
+    session: Session,
+    id: str,
+    start_at: float | datetime | None,
+    now: bool,
+    priority: int | None,
+    queue: str | None,
+) -> None:
+    """Give a waiting job another time, priority or queue.
+
+    What is not said stays. A job that a worker has, or that is finished, is left alone: then the exit code is 1.
+
+    \b
+    Example:
+      pgtasks jobs reschedule 0199c2b47d3c7f --start-at 2h
+      pgtasks jobs reschedule 0199c2b47d3c7f --now --priority 5 -Q urgent
+    """
+    if start_at is not None and now:
+        raise click.UsageError("expected --start-at or --now, found both")
+    changes: dict[str, Any] = {}
+    if start_at is not None or now:
+        changes["start_at"] = start_at
+    if priority is not None:
+        changes["priority"] = priority
+    if queue is not None:
+        changes["queue"] = queue
+    if not changes:
+        raise click.UsageError("expected --start-at, --now, --priority or --queue, found none")
+    app = session.connect()
+    job = find_job(app, id)
+    state = app.reschedule(job.id, **changes)
+    after = app.job(job.id)
+    later = after.start_at if state is JobState.SCHEDULED else None
+    starts = f", starts {output.when(later)}" if later else ""
+    output.show(
+        session,
+        document(after),
+        lambda: click.echo(
+            f"rescheduled job {job.id}: {state}{starts}, queue {after.queue}, priority {after.priority}"
+        ),
+    )
+
+
+@jobs.command()
 @ids_argument
 @job_filters
 @force_option
@@ -297,6 +349,11 @@ def explain_left(app: App, left: Sequence[str], why_not: str, *, retrying: bool 
         unreached = [job for job in jobs.values() if job.state.finished]
         if unreached and retrying:
             job = unreached[0]
+            unique = relations.unique(app, job)
+            if unique is not None and "is held by" in unique:
+                raise click.ClickException(
+                    f"job {job.id} is {unique}: it can be retried when that one is finished or cancelled"
+                )
             why = "it was cancelled before it had what it takes"
             if relations.did_not_run(job):
                 assert job.error is not None
@@ -344,10 +401,12 @@ def print_job(session: Session, app: App, job: Job, with_args: bool) -> None:
             "task": job.task,
             "state": f"{job.state}{', cancel requested' if job.cancel_requested else ''}",
             "reason": job.reason,
+            "held back": holding.held_back(app, job),
             "because": relations.failed_before(app, job),
             "waits for" if job.state is JobState.BLOCKED else "waited for": relations.waited_for(
                 app, job
             ),
+            "unique": relations.unique(app, job),
             "queue": job.queue,
             "priority": job.priority,
             "attempt": job.attempt,
@@ -369,7 +428,10 @@ def print_job(session: Session, app: App, job: Job, with_args: bool) -> None:
             "bundle": relations.member_of(app, job),
             "parent": job.parent_id,
             "root": job.root_id if job.root_id != job.id else None,
-            "options": " ".join(f"{name}={value}" for name, value in job.options.items()) or None,
+            "options": " ".join(
+                f"{name}={value}" for name, value in without_key(job.options).items()
+            )
+            or None,
             "args": job.args_json if with_args else None,
             "kwargs": job.kwargs_json if with_args else None,
             "result": result,

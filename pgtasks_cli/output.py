@@ -30,11 +30,14 @@ STATE_STYLES = {
     "expired": "yellow",
     "parked": "yellow",
     "draining": "yellow",
+    "paused": "yellow",
+    "undeclared": "yellow",
+    "error": "red",
     "silent": "red",
 }
 
 # Columns that are cut where a terminal is narrow.
-FLEXIBLE = ("task", "note", "queues", "origin", "type")
+FLEXIBLE = ("task", "note", "queues", "origin", "type", "when")
 
 # What a terminal would act on. Text from a database is shown, not obeyed.
 CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(0x7F, 0xA0)]}

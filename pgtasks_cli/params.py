@@ -153,3 +153,29 @@ class Names(ParamType):
         if isinstance(value, tuple):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class WeightedNames(ParamType):
+    """Names, separated by commas, each with its weight if it is not 1: mail:3,default."""
+
+    name = "name[:weight],…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        """Return the names and their weights, in order."""
+        if isinstance(value, dict):
+            return value
+        weights: dict[str, int] = {}
+        for part in Names().convert(value, param, ctx):
+            name, colon, weight = part.partition(":")
+            if colon and not (weight.isascii() and weight.isdigit() and int(weight) >= 1):
+                self.fail(
+                    f"the weight of queue {name!r} is a whole number from 1, found {weight!r}: expected {name}:3",
+                    param,
+                    ctx,
+                )
+            if name in weights:
+                self.fail(f"queue {name!r} stands there twice", param, ctx)
+            weights[name] = int(weight) if colon else 1
+        return weights

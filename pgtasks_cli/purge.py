@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from pgtasks_cli import output
 from pgtasks_cli.params import Names
 from pgtasks_cli.selection import confirm
 from pgtasks_cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pgtasks import App
 
 
 @click.command()
@@ -27,10 +33,19 @@ def purge(
       pgtasks purge -Q mail
       pgtasks purge -f -X important
     """
-    from pgtasks.db import operations
+    purge_queues(session, session.connect(), queues, exclude_queues, force=force)
 
-    app = session.connect()
-    depths = {one.name: one for one in app.run(operations.list_queues())}
+
+def purge_queues(
+    session: Session,
+    app: App,
+    queues: Sequence[str] | None,
+    exclude_queues: Sequence[str],
+    *,
+    force: bool,
+) -> None:
+    """Ask, cancel what waits, and say how much that was."""
+    depths = {one.name: one for one in app.queues()}
     chosen = [name for name in queues or depths if name not in exclude_queues]
     unknown = [name for name in chosen if name not in depths]
     if unknown:

@@ -41,6 +41,22 @@ def note(job: Job) -> str | None:
     return None
 
 
+def unique(app: App, job: Job) -> str | None:
+    """Return whether a unique job holds its key, and until when; None: it is not unique."""
+    from pgtasks.db import operations
+
+    key = job.options.get("unique_key")
+    if not isinstance(key, str):
+        return None
+    key = key.removeprefix(f"{job.task}:")
+    held = app.run(operations.held_key(job))
+    if held is not None:
+        ends = {"start": "it is started", "finish": "it is finished"}.get(held.release or "")
+        return f"unique, holds key {key} until {ends or (held.until and output.when(held.until))}"
+    holder = app.run(operations.key_holder(job))
+    return f"unique, key {key} " + ("is free" if holder is None else f"is held by job {holder}")
+
+
 def cause(error: JobError) -> str:
     """Return in one line why an attempt failed."""
     if crash.is_crash(error):

@@ -33,13 +33,16 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "worker": Lazy("pgtasks_cli.worker", "worker", "Run jobs until told to stop."),
+    "beat": Lazy("pgtasks_cli.beat", "beat", "Enqueue what schedules have due, and run no job."),
     "migrate": Lazy("pgtasks_cli.migrate", "migrate", "Bring the schema to this release's version."),
     "call": Lazy("pgtasks_cli.call", "call", "Enqueue a task by its name and print the job's id."),
     "result": Lazy("pgtasks_cli.result", "result", "Print what a job returned."),
     "status": Lazy("pgtasks_cli.status", "status", "Count jobs and bundles by state."),
     "jobs": Lazy("pgtasks_cli.jobs", "jobs", "Look at jobs, and retry, cancel or delete them."),
     "bundles": Lazy("pgtasks_cli.bundles", "bundles", "Look at bundles, and retry, cancel or delete them."),
-    "queues": Lazy("pgtasks_cli.queues", "queues", "Show how deep each queue is."),
+    "schedules": Lazy("pgtasks_cli.schedules", "schedules", "Look at schedules, and pause, run or change them."),
+    "queues": Lazy("pgtasks_cli.queues", "queues", "Look at queues, and pause, limit, move or purge them."),
+    "tasks": Lazy("pgtasks_cli.tasks", "tasks", "Look at tasks, and pause or resume them."),
     "inspect": Lazy("pgtasks_cli.inspect", "inspect", "Show what workers do and know."),
     "health": Lazy("pgtasks_cli.health", "health", "Say by the exit code whether the workers of this host are alive."),
     "purge": Lazy("pgtasks_cli.purge", "purge", "Cancel every job that waits in a queue."),

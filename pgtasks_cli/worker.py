@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pgtasks import WorkerOptions
 from pgtasks.options import worker_name
+from pgtasks_cli import output
 from pgtasks_cli.loading import import_module
-from pgtasks_cli.params import Duration, Memory, Names
+from pgtasks_cli.params import Duration, Memory, Names, WeightedNames
 from pgtasks_cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from pgtasks import App
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,15 +39,6 @@ def pool_name(ctx: click.Context, param: click.Parameter, value: str | None) -> 
             param,
         )
     return POOLS[value.lower()]
-
-
-def no_schedules(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Refuse -B: to ignore it would be to run no schedule, and to say nothing."""
-    if value:
-        raise click.UsageError(
-            "schedules do not exist in this release, so there is no beat to embed: leave out -B",
-            ctx,
-        )
 
 
 def ignored_options(command: F) -> F:
@@ -68,8 +63,9 @@ def ignored_options(command: F) -> F:
 @click.option(
     "-Q",
     "--queues",
-    type=Names(),
-    help="Serve these queues.  [default: all that tasks and routes name, and default]",
+    type=WeightedNames(),
+    help="Serve these queues; with weights, mail:3,default, three jobs of mail for each of default while both have "
+    "some.  [default: all that tasks and routes name, and default]",
 )
 @click.option("-X", "--exclude-queues", type=Names(), help="Do not serve these.")
 @click.option(
@@ -183,13 +179,18 @@ def ignored_options(command: F) -> F:
     "--keep-history-for", type=Duration(), help="How long finished jobs are kept.  [default: 7d]"
 )
 @click.option(
-    "-B",
-    "--beat",
-    "embedded_beat",
+    "--purge",
+    "--discard",
+    "purge",
     is_flag=True,
-    expose_value=False,
-    hidden=True,
-    callback=no_schedules,
+    help="First cancel every job that waits in the queues to be served; it does not ask.",
+)
+@click.option(
+    "-B",
+    "--beat/--no-beat",
+    "schedules",
+    default=None,
+    help="Enqueue what schedules have due, as any number of workers may.  [default: --beat]",
 )
 @ignored_options
 @pass_session
@@ -201,6 +202,7 @@ def worker(
     log_json: bool,
     logfile: str | None,
     pidfile: str | None,
+    purge: bool,
     **said: Any,
 ) -> None:
     """Run jobs until told to stop.
@@ -214,7 +216,7 @@ def worker(
     \b
     Example:
       pgtasks worker -A shop -c 4 -l info
-      pgtasks worker -A shop -Q mail,default -n mail@%h
+      pgtasks worker -A shop -Q mail:3,default -n mail@%h
       pgtasks worker -A shop --time-limit 10m --max-memory-per-child 500MB --health-port 8080
       pgtasks worker -A shop -P threads -c 20
     """
@@ -223,9 +225,7 @@ def worker(
     from pgtasks_cli.banner import banner, warnings
 
     app = session.load_app()
-    for module in include or ():
-        if import_module(module) is None:
-            raise click.UsageError(f"no module is named {module!r}, which --include names")
+    import_all(include)
     options = worker_options(said)
     parent = prepare(app, options)
     host = socket.gethostname()
@@ -237,12 +237,32 @@ def worker(
         logs.set_up(loglevel.upper(), json=log_json or session.json)
         for warning in warnings(app, options):
             logs.logger.warning(warning)
+        if purge:
+            purge_first(session, app, parent.queues)
         run_worker(parent)
+
+
+def import_all(modules: tuple[str, ...] | None) -> None:
+    """Import what --include names."""
+    for module in modules or ():
+        if import_module(module) is None:
+            raise click.UsageError(f"no module is named {module!r}, which --include names")
+
+
+def purge_first(session: Session, app: App, queues: Sequence[str]) -> None:
+    """Cancel what waits, over a connection of its own: the pool has threads, and this process is going to fork."""
+    with app.pools.connect() as connection, app.connection(connection):
+        gone = app.purge(*queues)
+    output.remark(session, f"Purged {output.plural(gone, 'job')} from {', '.join(queues)}")
 
 
 def worker_options(said: dict[str, Any]) -> WorkerOptions:
     """Return the options; what was not said is left to them."""
     options = {name: value for name, value in said.items() if value is not None}
+    if "queues" in options:
+        weights = options["queues"]
+        options["queues"] = tuple(weights)
+        options["weights"] = {name: weight for name, weight in weights.items() if weight != 1}
     if not options.get("prefetch", True):
         del options["prefetch"]
     if options.get("pool") != "solo":

@@ -8,7 +8,7 @@
 -- | pgtasks_producer  | enqueue; read and forget the result of a job whose id it knows; list jobs, masked    |
 -- | pgtasks_worker    | run jobs, and all that a producer may, since tasks enqueue                           |
 -- | pgtasks_inspector | look at everything but arguments and results, which are masked                       |
--- | pgtasks_admin     | see arguments and results; retry, cancel, delete, purge                              |
+-- | pgtasks_admin     | see arguments and results; retry, cancel, delete, purge; pause, limit, move; schedules |
 --
 -- No role may write to a table, but for producers, who insert into job and job_bundle: the hot path, also by COPY.
 -- Narrower than a producer: `grant usage on schema pgtasks` and `grant execute on function pgtasks.enqueue`.
@@ -99,23 +99,28 @@ begin
         from (
             values
                 ('pgtasks_producer', array[
-                    'enqueue', 'gate_keys', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
+                    'enqueue', 'take_keys', 'gate_keys', 'replace_waiting', 'new_id', 'grow_group', 'graph_jobs', 'bundle_waiters', 'register_listener', 'deregister_listener', 'get_outcomes', 'forget_results',
                     -- What the trigger on job calls, as whoever inserts.
                     'wake_channel', 'may_notify'
                 ]),
                 ('pgtasks_worker', array[
-                    'register_worker', 'publish_tasks', 'publish_gates', 'sweep_gates', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
+                    'register_worker', 'publish_tasks', 'publish_queues', 'publish_gates', 'sweep_gates', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
                     'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
-                    'record_progress', 'forget_progress',
+                    'record_progress', 'forget_progress', 'forget_keys',
                     'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',
-                    'forget_listeners', 'maintain_history'
+                    'park_paused', 'unpark_paused', 'age_queue', 'forget_listeners', 'maintain_history',
+                    'declare_schedules', 'due_schedules', 'tick_schedules', 'keep_schedules'
                 ]),
                 ('pgtasks_inspector', array['graph_jobs', 'bundle_waiters']),
                 ('pgtasks_admin', array[
                     'graph_jobs', 'bundle_waiters',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
-                    'reset_finished', 'retry_failed', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results'
+                    'reset_finished', 'retry_failed', 'reschedule_job', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results',
+                    'pause_queue', 'resume_queue', 'limit_queue', 'reset_limits', 'pause_task', 'resume_task',
+                    'unpark_paused', 'move_jobs',
+                    'add_schedule', 'edit_schedule', 'pause_schedules', 'resume_schedules', 'run_schedule',
+                    'remove_schedules'
                 ])
         ) as g (role, functions)
         join pg_catalog.pg_proc p on p.pronamespace = 'pgtasks'::regnamespace and p.proname = any(g.functions)
@@ -138,15 +143,17 @@ grant insert (
 grant usage on sequence pgtasks.job_seq to pgtasks_producer;
 grant select on pgtasks.task to pgtasks_producer;
 grant select (idle, queues) on pgtasks.worker to pgtasks_producer;
--- AsyncResult.job(), GroupResult: the view masks.
-grant select on pgtasks.jobs, pgtasks.job_bundle to pgtasks_producer;
+-- AsyncResult.job(), GroupResult, app.schedules.list(): the views mask.
+grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.schedules to pgtasks_producer;
+-- Who has a unique key; the key itself stands in each job's options.
+grant select on pgtasks.unique_key to pgtasks_producer, pgtasks_inspector;
 
--- Workers watch each other, and read what was cancelled of their claims.
-grant select on pgtasks.worker, pgtasks.claim to pgtasks_worker;
+-- Workers watch each other, and read what was cancelled of their claims, and what is paused.
+grant select on pgtasks.worker, pgtasks.claim, pgtasks.queue to pgtasks_worker;
 
 -- Inspectors: no token, since a token lets finish.
-grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task to pgtasks_inspector;
+grant select on pgtasks.jobs, pgtasks.job_bundle, pgtasks.worker, pgtasks.task, pgtasks.queue, pgtasks.schedules to pgtasks_inspector;
 grant select (worker_id, queue, job_ids, claimed_at, at_most_once) on pgtasks.claim to pgtasks_inspector;
 
 -- Administrators: who may read the arguments in the table sees them in the view, too.
-grant select on pgtasks.job, pgtasks.job_history to pgtasks_admin;
+grant select on pgtasks.job, pgtasks.job_history, pgtasks.schedule to pgtasks_admin;

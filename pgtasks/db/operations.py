@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, cast
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from msgspec import structs
 
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
-from pgtasks.errors import JobStateError, NotFoundError
+from pgtasks.errors import DuplicateJobError, JobStateError, NotFoundError, ScheduleError
 from pgtasks.ids import id_time
 from pgtasks.job import (
     Bundle,
@@ -23,11 +26,18 @@ from pgtasks.job import (
     NewJob,
     QueueInfo,
     Status,
+    TaskInfo,
+    UniqueKey,
     WorkerInfo,
     members_of,
     place_members,
 )
 from pgtasks.progress import Progress
+from pgtasks.schedule import Schedule
+from pgtasks.unique import same_key
+
+if TYPE_CHECKING:
+    from pgtasks.options import Queue
 
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
@@ -36,7 +46,7 @@ COPY_FROM = 10
 BATCH = 1000
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NEW_JOB_FIELDS = NewJob.__struct_fields__
+NEW_JOB_FIELDS = tuple(name for name in NewJob.__struct_fields__ if name != "unique")
 WAITING_FIELDS = ("after_bundle_id", "after_on", "takes", "input")
 NEW_BUNDLE_FIELDS = NewBundle.__struct_fields__
 
@@ -59,6 +69,21 @@ class ParentRow(NamedTuple):
     task: str | None
 
 
+class Gates(NamedTuple):
+    """What may hold a job of a queue and a task back."""
+
+    queue_paused_at: datetime | None
+    queue_paused_by: str | None
+    queue_reason: str | None
+    max_running: int | None
+    rate: float | None
+    tokens: float | None
+    running: int
+    task_paused_at: datetime | None
+    task_paused_by: str | None
+    task_reason: str | None
+
+
 class ChildRow(NamedTuple):
     """A job that another one enqueued, or that follows it; and its group, if it is a member of one."""
 
@@ -66,6 +91,13 @@ class ChildRow(NamedTuple):
     id: str
     task: str
     group_id: str | None
+
+
+class HeldKey(NamedTuple):
+    """A unique key that a job has."""
+
+    until: datetime | None
+    release: str | None
 
 
 def since(ids: Iterable[str]) -> datetime:
@@ -82,8 +114,14 @@ def since(ids: Iterable[str]) -> datetime:
 # Enqueue
 
 
-def enqueue_job(job: NewJob) -> Statement[None]:
-    """Write one job."""
+def enqueue_job(job: NewJob) -> Statement[str | None]:
+    """Write one job; of a unique one read the id of the job that has its key, if that is another.
+
+    Raises:
+        DuplicateJobError: another has it, and that is what ``on_conflict`` says.
+    """
+    if job.unique is not None:
+        return _enqueue_unique(job)
     if job.is_plain():
         return Statement(
             name="enqueue_plain_job",
@@ -97,17 +135,133 @@ def enqueue_job(job: NewJob) -> Statement[None]:
             },
             read=no_rows,
         )
+    return Statement(name="enqueue_job", parameters=_one_job(job), read=no_rows)
+
+
+def _one_job(job: NewJob) -> dict[str, object]:
+    return {name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS}
+
+
+def _enqueue_unique(job: NewJob) -> Statement[str | None]:
+    unique = job.unique
+    assert unique is not None
+
+    def read(rows: Rows) -> str | None:
+        if not rows:
+            return None
+        if unique.on_conflict == "raise":
+            raise _duplicate(job, rows[0][0])
+        return cast("str", rows[0][0])
+
     return Statement(
-        name="enqueue_job",
+        name="enqueue_unique_job",
         parameters={
-            name: getattr(job, name) for name in NEW_JOB_FIELDS if name not in WAITING_FIELDS
+            **_one_job(job),
+            "key": unique.key,
+            "seconds": unique.seconds,
+            "release": unique.release,
+            "replace": unique.on_conflict == "replace",
         },
-        read=no_rows,
+        read=read,
     )
 
 
-def enqueue_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = ()) -> Steps[None]:
-    """Write many jobs, and the bundles that they are members of or wait for, in one transaction."""
+def _duplicate(job: NewJob, holder: str, because: str = "") -> DuplicateJobError:
+    key = "" if job.unique is None else job.unique.key.removeprefix(f"{job.task}:")
+    return DuplicateJobError(
+        f"job {holder} of task {job.task!r} has the unique key {key!r} in queue {job.queue or 'default'!r}{because}",
+        holder,
+    )
+
+
+@repeatable
+def enqueue_jobs(
+    jobs: Sequence[NewJob], bundles: Sequence[NewBundle] = (), *, strict: bool = False
+) -> Steps[dict[str, str]]:
+    """Write many jobs, and the bundles that they are members of or wait for, in one transaction.
+
+    Returns those that were left out, since another job has their unique key, each with the id of that one. In a group
+    they are no members.
+
+    Args:
+        jobs: what to write.
+        bundles: their bundles.
+        strict: none may be left out; so it is in any case where something waits for a job.
+
+    Raises:
+        DuplicateJobError: one may not be left out, or ``on_conflict`` says so.
+    """
+    held: dict[str, str] = {}
+    unique = [job for job in jobs if job.unique is not None]
+    if unique:
+        strict = strict or not _is_flat(jobs, bundles)
+        held = yield from _take_keys(unique, strict=strict)
+    if held:
+        jobs = [job for job in jobs if job.id not in held]
+        bundles = [structs.replace(one, total=one.total - len(held)) for one in bundles]
+    yield from _write_jobs(jobs, bundles)
+    return held
+
+
+def _is_flat(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> bool:
+    """Whether nothing waits for any of these jobs: single ones, or the members of one group."""
+    if any(job.waits() for job in jobs):
+        return False
+    if not bundles:
+        return True
+    return len(bundles) == 1 and bundles[0].kind == "group" and bundles[0].parent_id is None
+
+
+def _take_keys(jobs: Sequence[NewJob], *, strict: bool) -> Steps[dict[str, str]]:
+    """Take the keys of unique jobs; returns those that do not get theirs, each with the id of the job that has it."""
+    yield from _place_unknown(jobs)
+    firsts, others = same_key(list(jobs))
+    unique = [cast("UniqueKey", job.unique) for job in firsts.values()]
+    rows: Rows = yield Statement(
+        name="take_keys",
+        parameters={
+            "queue": [job.queue for job in firsts.values()],
+            "key": [one.key for one in unique],
+            "id": list(firsts),
+            "seconds": [one.seconds for one in unique],
+            "release": [one.release for one in unique],
+        },
+        read=list,
+    )
+    held: dict[str, str] = dict(rows)
+    replacing = [
+        firsts[id] for id in held if cast("UniqueKey", firsts[id].unique).on_conflict == "replace"
+    ]
+    for job, first in others:
+        held[job.id] = held.get(first.id, first.id)
+        if job.unique is not None and job.unique.on_conflict == "replace":
+            if first.id in held:
+                replacing.append(job)
+            else:  # not written yet
+                first.args, first.kwargs = job.args, job.kwargs
+                first.start_at, first.delay = job.start_at, job.delay
+                first.expires_at, first.expires_in = job.expires_at, job.expires_in
+    for job in jobs:
+        if job.id in held and job.unique is not None:
+            if strict:
+                because = ", and something waits for this one: nothing was enqueued"
+                raise _duplicate(job, held[job.id], because)
+            if job.unique.on_conflict == "raise":
+                raise _duplicate(job, held[job.id])
+    if replacing:
+        # Of several calls with one key the last one counts.
+        last = {(job.queue, cast("UniqueKey", job.unique).key): job for job in replacing}
+        names = ("queue", "args", "kwargs", "start_at", "delay", "expires_at", "expires_in")
+        columns: dict[str, object] = {
+            name: [getattr(job, name) for job in last.values()] for name in names
+        }
+        columns["key"] = [key for _, key in last]
+        columns["seconds"] = [cast("UniqueKey", job.unique).seconds for job in last.values()]
+        yield Statement(name="replace_waiting", parameters=columns, read=no_rows)
+    return held
+
+
+def _write_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> Steps[None]:
     if bundles:
         columns = {name: [getattr(one, name) for one in bundles] for name in NEW_BUNDLE_FIELDS}
         yield Statement(name="insert_bundles", parameters=columns, read=no_rows)
@@ -157,6 +311,7 @@ def grow_group(
 
     Raises:
         JobStateError: the group has stopped, or there is none.
+        DuplicateJobError: one of them is unique, and another job has its key.
     """
     members = len(members_of(jobs, bundles, place_id))
     grown: Rows = yield Statement(
@@ -164,7 +319,8 @@ def grow_group(
     )
     if not grown:
         raise JobStateError(f"bundle {bundle_id} is not an open group: nothing can be added to it")
-    yield from enqueue_jobs(jobs, place_members(jobs, bundles, place_id, *grown[0]))
+    placed = place_members(jobs, bundles, place_id, *grown[0])
+    yield from enqueue_jobs(jobs, placed, strict=True)
 
 
 def copy_lines(
@@ -492,6 +648,25 @@ def list_queues() -> Statement[list[QueueInfo]]:
     )
 
 
+def list_queue_names() -> Statement[list[str]]:
+    """Read the name of every queue that is in use or configured."""
+    return Statement(name="list_queue_names", read=_first_column)
+
+
+def list_tasks() -> Statement[list[TaskInfo]]:
+    """Read the tasks that workers have published."""
+    return Statement(name="list_tasks", read=lambda rows: [TaskInfo.from_row(row) for row in rows])
+
+
+def get_gates(job: Job) -> Statement[Gates]:
+    """Read what may hold a job back."""
+    return Statement(
+        name="get_gates",
+        parameters={"queue": job.queue, "task": job.task},
+        read=lambda rows: Gates._make(rows[0]),
+    )
+
+
 # Control
 
 
@@ -503,8 +678,7 @@ def cancel_jobs(
 
     Without ``terminate`` a running job goes on: a success still counts, a retry does not.
     """
-    blocked = yield from _blocked(ids)
-    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
+    blocked = yield from _lock_unblocked(ids)
     # What runs comes first: it is locked before any bundle.
     requested: list[str] = yield Statement(
         name="request_cancel",
@@ -532,14 +706,21 @@ def delete_jobs(ids: Sequence[str]) -> Steps[list[str]]:
 @repeatable
 def cancel_waiting_jobs(ids: Sequence[str], reason: str = "cancelled") -> Steps[list[str]]:
     """Cancel what waits among these, and return which."""
-    blocked = yield from _blocked(ids)
-    yield Statement(name="lock_unblocked", parameters={"ids": sorted(ids)}, read=no_rows)
+    blocked = yield from _lock_unblocked(ids)
     return (yield from _cancel_waiting(ids, blocked, reason))
 
 
-def _blocked(ids: Sequence[str]) -> Steps[Rows]:
-    """Read which jobs wait for a bundle; before all else, so that one that is unblocked now is not missed."""
-    blocked: Rows = yield Statement(name="get_blocked", parameters={"ids": sorted(ids)}, read=list)
+def _lock_unblocked(ids: Sequence[str]) -> Steps[Rows]:
+    """Lock these jobs but for those that wait for a bundle, and return those.
+
+    Read before, so that one that is unblocked now is not missed, and after, since what was locked
+    in the meantime may have been replaced by a graph, and wait for its end.
+    """
+    blocked: Rows = []
+    parameters = {"ids": sorted(ids)}
+    blocked += yield Statement(name="get_blocked", parameters=parameters, read=list)
+    yield Statement(name="lock_unblocked", parameters=parameters, read=no_rows)
+    blocked += yield Statement(name="get_blocked", parameters=parameters, read=list)
     return blocked
 
 
@@ -552,7 +733,7 @@ def _cancel_waiting(ids: Sequence[str], blocked: Rows, reason: str) -> Steps[lis
     if blocked:
         yield from _lock_bundles([row[1] for row in (*rows, *blocked)])
         # Only these: what was held before and is not now would be locked after the bundles.
-        blocked_ids = sorted(row[0] for row in blocked)
+        blocked_ids = sorted({row[0] for row in blocked})
         rows += yield Statement(
             name="cancel_waiting",
             parameters={**parameters, "ids": blocked_ids, "blocked": True},
@@ -611,6 +792,12 @@ def reset_job(id: str) -> Steps[None]:
     """Make a finished job ready again; NotFoundError, or JobStateError if it is not finished."""
     if not (yield from reset_jobs([id])):
         job: Job = yield get_job(id)
+        holder: str | None = yield key_holder(job)
+        if job.state.finished and holder not in (None, id):
+            raise JobStateError(
+                f"job {id} is unique, and job {holder} has its key: it can be reset when that one is finished, "
+                f"or say app.cancel({holder!r})"
+            )
         if job.state.finished:
             raise JobStateError(
                 f"job {id} did not run, since what it waited for failed or did not end: "
@@ -619,6 +806,65 @@ def reset_job(id: str) -> Steps[None]:
         raise JobStateError(
             f"job {id} is {job.state}: only a finished job can be reset, cancel it first"
         )
+
+
+def key_holder(job: Job) -> Statement[str | None]:
+    """Read the id of the job that has a job's unique key; None: none has it, or it has no key."""
+    return Statement(
+        name="key_holder",
+        parameters={"queue": job.queue, "key": job.options.get("unique_key")},
+        read=lambda rows: rows[0][0] if rows else None,
+    )
+
+
+def held_key(job: Job) -> Statement[HeldKey | None]:
+    """Read how long a job has its unique key; None: it has it no longer, or never had one."""
+    return Statement(
+        name="held_key",
+        parameters={"queue": job.queue, "key": job.options.get("unique_key"), "id": job.id},
+        read=lambda rows: HeldKey._make(rows[0]) if rows else None,
+    )
+
+
+@repeatable
+def reschedule_job(
+    id: str,
+    *,
+    start_at: datetime | None,
+    delay: float | None,
+    now: bool,
+    priority: int | None,
+    queue: str | None,
+) -> Steps[JobState]:
+    """Give a job that waits another time, priority or queue; NotFoundError, or JobStateError if it does not wait.
+
+    Args:
+        id: which job.
+        start_at: when.
+        delay: when, in seconds from the database's now.
+        now: as soon as may be; without any of these three its time stays.
+        priority: None: stays.
+        queue: None: stays.
+    """
+    state: str | None = yield Statement(
+        name="reschedule_job",
+        parameters={
+            "id": id,
+            "start_at": start_at,
+            "delay": delay,
+            "now": now,
+            "priority": priority,
+            "queue": queue,
+        },
+        read=_only_value,
+    )
+    if state is None:
+        job: Job = yield get_job(id)
+        what = "reset it first" if job.state.finished else "a worker has it"
+        raise JobStateError(
+            f"job {id} is {job.state}, and only a job that waits can be rescheduled: {what}"
+        )
+    return JobState(state)
 
 
 def retry_failed(ids: Sequence[str]) -> Statement[list[str]]:
@@ -687,33 +933,271 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
         )
 
 
+# Queues and tasks
+
+
+def pause_queue(name: str, *, reason: str | None, by: str | None) -> Statement[None]:
+    """Hold a queue; again to say another reason."""
+    return Statement(
+        name="pause_queue", parameters={"name": name, "by": by, "reason": reason}, read=no_rows
+    )
+
+
+def resume_queue(name: str) -> Statement[bool]:
+    """Let a queue go on; reads whether it was paused."""
+    return Statement(name="resume_queue", parameters={"name": name}, read=_only_value)
+
+
+def limit_queue(
+    name: str,
+    limits: Mapping[str, int | float | None],
+    *,
+    burst: int | None,
+    by: str | None,
+) -> Statement[None]:
+    """Set limits of a queue by hand.
+
+    Args:
+        name: which queue.
+        limits: any of max_running, rate (in a second) and ageing; what is absent stays, None is none.
+        burst: of the rate.
+        by: who sets them.
+    """
+    return Statement(
+        name="limit_queue",
+        parameters={
+            "name": name,
+            "set": list(limits),
+            "max_running": limits.get("max_running"),
+            "rate": limits.get("rate"),
+            "burst": burst,
+            "ageing": limits.get("ageing"),
+            "by": by,
+        },
+        read=no_rows,
+    )
+
+
+def reset_limits(name: str) -> Statement[bool]:
+    """Let the limits of a queue be those that code declares; reads whether an operator had set any."""
+    return Statement(name="reset_limits", parameters={"name": name}, read=_only_value)
+
+
+def pause_task(name: str, *, reason: str | None, by: str | None) -> Steps[None]:
+    """Hold a task; NotFoundError if no worker has published it."""
+    known = yield Statement(
+        name="pause_task", parameters={"name": name, "by": by, "reason": reason}, read=_only_value
+    )
+    if not known:
+        names = [one.name for one in (yield list_tasks())]
+        raise NotFoundError(f"no worker has published a task {name!r}{did_you_mean(name, names)}")
+
+
+def resume_task(name: str) -> Statement[bool]:
+    """Let a task go on; reads whether it was paused. What was parked is for `unpark_paused`."""
+    return Statement(name="resume_task", parameters={"name": name}, read=_only_value)
+
+
+def unpark_paused() -> Statement[int | None]:
+    """Free up to `BATCH` parked jobs of a task that was resumed; None: there is no such task."""
+    return Statement(name="unpark_paused", parameters={"limit": BATCH}, read=_only_value)
+
+
+class Moved(NamedTuple):
+    """What became of jobs that were to be moved: which did, and which stay, with the job that has their unique key."""
+
+    ids: list[str]
+    stay: dict[str, str]
+
+
+def move_jobs(
+    source: str,
+    target: str,
+    *,
+    ids: Sequence[str] | None = None,
+    task: str | None = None,
+    without: Iterable[str] = (),
+) -> Statement[Moved]:
+    """Move up to `BATCH` jobs that no worker has taken to another queue; none of those ``without``."""
+
+    def read(rows: Rows) -> Moved:
+        return Moved(
+            [id for id, holder in rows if holder is None],
+            {id: holder for id, holder in rows if holder is not None},
+        )
+
+    return Statement(
+        name="move_jobs",
+        parameters={
+            "from": source,
+            "to": target,
+            "ids": None if ids is None else list(ids),
+            "task": task,
+            "without": list(without),
+            "limit": BATCH,
+        },
+        read=read,
+    )
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message about a name that is unknown: the one that was meant, if one is near."""
+    near = get_close_matches(name, names, 1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": found {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else ""
+
+
 # Workers
 
 
 def register_worker(
     description: Mapping[str, object],
     tasks: Sequence[tuple[str, str, int]],
+    limits: Mapping[str, Queue],
+    app: str,
+    schedules: str,
+    age: float,
     gates: Mapping[str, Sequence[object]] | None = None,
-) -> Steps[int]:
-    """Add a worker and publish its tasks, and return its id.
+) -> Steps[tuple[int, list[str]]]:
+    """Add a worker, publish its tasks and what its app declares for queues, and declare its schedules.
 
     Args:
         description: the columns of its row.
         tasks: name, queue and priority of each task that it knows.
-        gates: what their jobs must pass; see `pgtasks.limits.published_gates`.
+        limits: what is declared for queues, by name.
+        app: whose schedules these are.
+        schedules: name -> definition, as JSON.
+        age: seconds since its process began.
+        gates: what jobs of these tasks must pass; see `pgtasks.limits.published_gates`.
+
+    Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
-    names, queues, priorities = zip(*tasks, strict=True)
-    yield Statement(
-        name="publish_tasks",
-        parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
-        read=no_rows,
-    )
+    if limits:
+        buckets = [one.bucket for one in limits.values()]
+        yield Statement(
+            name="publish_queues",
+            parameters={
+                "name": list(limits),
+                "max_running": [one.max_running for one in limits.values()],
+                "rate": [one and one.per_second for one in buckets],
+                "burst": [one and one.tokens for one in buckets],
+                "ageing": [one.ageing for one in limits.values()],
+            },
+            read=no_rows,
+        )
+    if tasks:
+        names, queues, priorities = zip(*tasks, strict=True)
+        yield Statement(
+            name="publish_tasks",
+            parameters={"name": list(names), "queue": list(queues), "priority": list(priorities)},
+            read=no_rows,
+        )
     if gates is not None:
         yield Statement(name="publish_gates", parameters=gates, read=no_rows)
     worker_id: int = yield Statement(
         name="register_worker", parameters=description, read=_only_value
     )
-    return worker_id
+    by_hand: list[str] = yield Statement(
+        name="declare_schedules",
+        parameters={"worker_id": worker_id, "app": app, "age": age, "definitions": schedules},
+        read=_only_value,
+    )
+    return worker_id, by_hand
+
+
+# Schedules
+
+
+def list_schedules(names: Sequence[str] | None = None) -> Statement[list[Schedule]]:
+    """Read schedules by name, all or some."""
+    return Statement(
+        name="list_schedules",
+        parameters={"names": None if names is None else list(names)},
+        read=lambda rows: [Schedule.from_row(row) for row in rows],
+    )
+
+
+def get_schedule(name: str) -> Steps[Schedule]:
+    """Read one schedule; NotFoundError if there is none."""
+    found: list[Schedule] = yield list_schedules([name])
+    _all_schedules([name], [one.name for one in found])
+    return found[0]
+
+
+def add_schedule(name: str, said: str) -> Steps[None]:
+    """Add a schedule by hand; ScheduleError if there is one of that name."""
+    added = yield Statement(
+        name="add_schedule", parameters={"name": name, "said": said}, read=_only_value
+    )
+    if not added:
+        raise ScheduleError(
+            f"there is a schedule {name!r} already: edit it, or remove it first (pgtasks schedules show {name!r})"
+        )
+
+
+def edit_schedule(name: str, changes: str, *, forget: bool) -> Steps[None]:
+    """Change a schedule; NotFoundError if there is none of that name."""
+    found = yield Statement(
+        name="edit_schedule",
+        parameters={"name": name, "changes": changes, "forget": forget},
+        read=_only_value,
+    )
+    _all_schedules([name], [name] if found else [])
+
+
+def pause_schedules(names: Sequence[str], by: str | None) -> Steps[None]:
+    """Let schedules tick no more; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
+        name="pause_schedules", parameters={"names": list(names), "by": by}, read=_only_value
+    )
+    _all_schedules(names, found)
+
+
+def resume_schedules(names: Sequence[str]) -> Steps[None]:
+    """Let schedules tick again; NotFoundError, and nothing done, if there is none of one of these names."""
+    found: list[str] = yield Statement(
+        name="resume_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    _all_schedules(names, found)
+
+
+def run_schedule(name: str) -> Statement[str]:
+    """Enqueue a schedule's job now and read its id; NotFoundError if there is no such schedule."""
+
+    def read(rows: Rows) -> str:
+        _all_schedules([name], [name] if rows[0][0] else [])
+        return str(rows[0][0])
+
+    return Statement(name="run_schedule", parameters={"name": name}, read=read)
+
+
+def remove_schedules(names: Sequence[str]) -> Steps[None]:
+    """Remove schedules.
+
+    Raises:
+        NotFoundError: there is none of one of these names; nothing is removed.
+        ScheduleError: a live worker has one of them in its code; nothing is removed.
+    """
+    known: list[Schedule] = yield list_schedules(names)
+    _all_schedules(names, [one.name for one in known])
+    removed: list[str] = yield Statement(
+        name="remove_schedules", parameters={"names": list(names)}, read=_only_value
+    )
+    declared = sorted(set(names) - set(removed))
+    if declared:
+        raise ScheduleError(
+            f"a live worker has schedule {', '.join(map(repr, declared))} in its code, and would bring it back: take "
+            "it out there, or pause it"
+        )
+
+
+def _all_schedules(names: Iterable[str], found: Iterable[str]) -> None:
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise NotFoundError(
+            f"there is no schedule {', '.join(map(repr, missing))}: see 'pgtasks schedules list'"
+        )
 
 
 # Listeners

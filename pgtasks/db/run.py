@@ -19,7 +19,13 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from pgtasks.db.statements import Copy, Repeatable, Statement, Steps
-from pgtasks.errors import ConnectError, DatabaseError, DuplicateJobError, SchemaError
+from pgtasks.errors import (
+    ConnectError,
+    DatabaseError,
+    DuplicateJobError,
+    JobStateError,
+    SchemaError,
+)
 
 T = TypeVar("T")
 Operation = Statement[T] | Steps[T] | Repeatable[T]
@@ -154,6 +160,8 @@ def named(error: psycopg.Error) -> Exception | None:
             return DuplicateJobError(
                 f"a job with this id exists already: {error.diag.message_detail}"
             )
+        case psycopg.errors.ObjectInUse():  # raised by our functions: a unique key that another job has
+            return JobStateError(why)
         case psycopg.errors.CheckViolation():
             return DatabaseError(why)
         case psycopg.errors.QueryCanceled() | psycopg.errors.LockNotAvailable():

@@ -71,8 +71,16 @@ class Desk:
         self._queues = list(queues)
         self._unkept = {name for name, facts in tasks.items() if not facts.keep_history}
         self._shown = {name for name, facts in tasks.items() if facts.log_arguments}
-        self._lanes = [(text_array(lane.tasks), lane.at_most_once) for lane in lanes]
+        self._kinds = lanes
         self._tell = tell
+        self.leave_out(frozenset())
+
+    def leave_out(self, tasks: frozenset[str]) -> None:
+        """Ask for no jobs of these tasks, since they are paused; for those of all others again."""
+        self._lanes = [
+            (text_array(task for task in lane.tasks if task not in tasks), lane.at_most_once)
+            for lane in self._kinds
+        ]
 
     def perform(self, command: DatabaseCommand, now: float) -> None:
         """Send what the command needs; the answer comes as an event."""

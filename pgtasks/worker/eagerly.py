@@ -92,6 +92,8 @@ def _eager(
             outcome = run_attempt(task, request, new.args, new.kwargs, new.input, Guard(), await_)
             if outcome.kind != "retry":
                 break
+            if outcome.is_uncounted:
+                attempt -= 1
     if outcome.kind == "replace" and outcome.result is not None:
         return _run_replacement(app, new, outcome.result, taken, group, grow)
     state = JobState(outcome.kind)

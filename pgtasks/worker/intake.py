@@ -10,6 +10,9 @@ from reading them again.
 When no queue is hot, the worker looks at all of them with one statement, after growing pauses. Before they
 grow long it asks enqueuers for NOTIFY, and looks once more when that is committed; a worker that is busy
 all the time takes the wish back, for NOTIFY costs enqueuers dearly.
+
+Of a limited queue the worker takes no more than its children can begin: what it holds, others cannot run. When
+one of its jobs has ended, a place is free, or will be: it is asked at once.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pgtasks.worker.messages import (
     Promote,
     SetIdle,
 )
+from pgtasks.worker.shares import Shares
 
 # Polling: the first look after work ran out, and how the pause grows.
 FIRST_POLL = 0.002
@@ -59,6 +63,7 @@ class Intake:
         now: monotonic seconds.
         lane: whose jobs it asks for; the first lane also promotes and listens, for all.
         exact: never to claim more than what is wanted, in all queues together.
+        weights: of queues that shall have more than 1.
     """
 
     def __init__(
@@ -69,7 +74,10 @@ class Intake:
         now: float,
         lane: int = 0,
         exact: bool = False,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
+        self.limited: frozenset[str] = frozenset()  # queues of which only so much may be held
+        self._shares = Shares(weights or {})
         self._lane = lane
         self._exact = exact
         self._queues = tuple(queues)
@@ -190,21 +198,32 @@ class Intake:
         self.poll = max(self.poll, IDLE_POLL)
         self.next_look = now + self.poll
 
+    def freed(self, queue: str, now: float) -> None:
+        """Take note that a job of this queue ended: if the queue is limited, there may be room for another."""
+        if queue in self.limited:
+            self.woken(queue, now)
+
     def scheduled(self, queue: str, due: float) -> None:
         """Take note that a job of this queue becomes due at this moment."""
         self.due[queue] = min(self.due.get(queue, due), due)
 
     # What to ask
 
-    def questions(self, want: int, now: float) -> Iterator[Question]:
-        """Yield what to ask now; ``want`` is how many jobs a claim shall bring."""
+    def questions(self, want: int, now: float, room: int = 0) -> Iterator[Question]:
+        """Yield what to ask now.
+
+        Args:
+            want: how many jobs a claim shall bring.
+            now: monotonic seconds.
+            room: how many of them may be of limited queues.
+        """
         for queue, due in self.due.items():
             if due <= now and queue not in self._promoting:
                 self._promoting.add(queue)
                 self.due[queue] = now + LOOK_INTERVAL  # until the look that follows says
                 yield Promote(queue)
         if want > 0 and self.hot and not self.claiming:
-            yield from self._claims(want, now)
+            yield from self._claims(want, now, room)
         if not self._looking and now >= self.next_look:
             self._looking = True
             yield Look(self._lane, tuple(self.hot))
@@ -224,13 +243,15 @@ class Intake:
             moments.append(self.next_look)
         return min(moments, default=float("inf"))
 
-    def _claims(self, want: int, now: float) -> Iterator[Claim]:
-        queues = list(self.hot)[:MAX_QUEUES_A_ROUND]
-        share = -(-want // len(queues))
-        for queue in queues:
+    def _claims(self, want: int, now: float, room: int) -> Iterator[Claim]:
+        queues = [one for one in self.hot if room > 0 or one not in self.limited]
+        for queue, share in self._shares.divide(queues, want, MAX_QUEUES_A_ROUND):
             limit = min(share, want) if self._exact else share
+            if queue in self.limited:
+                limit = min(limit, room)
+                room -= limit
             if limit <= 0:
-                return
+                continue
             want -= limit
             self.hot.pop(queue)
             self.hot[queue] = None  # to the end of the turn

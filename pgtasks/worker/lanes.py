@@ -61,6 +61,7 @@ class Lane:
             now,
             number,
             kind.at_most_once or kind.rate is not None,
+            options.weights,
         )
         self._tokens, self._refilled_at = float(kind.rate.tokens) if kind.rate else 0.0, now
         # How many of its jobs run at once in one child.

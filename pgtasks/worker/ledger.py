@@ -18,17 +18,19 @@ Promises, which the property tests drive through any order of events
     - only the job that a dead child had begun is charged; if several were begun, none is, and each runs
       again alone
     - a job of an at_most_once task that may have begun never runs again
+    - what is paused does not begin, once its child looked: it is released
     - nor does a cancelled one begin, once its child looked, or begin again after its child died
     - nothing is claimed while draining, or while the lease cannot be trusted, and what had not been sent
       is released
 
 Its parts: `Lane`, what waits and is asked for; `Crew`, who has what; `Limits`, who must be interrupted;
-`Aftermath`, what becomes of the jobs of dead children; `Outbox`, what leaves and the claims that end with it.
+`Aftermath`, what becomes of the jobs of dead children; `Gates`, what is paused or limited; `Outbox`, what leaves
+and the claims that end with it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
@@ -38,6 +40,7 @@ from pgtasks.options import MAX_CRASHES, WorkerOptions
 from pgtasks.worker.aftermath import Aftermath, Death, cancelled, quarantined
 from pgtasks.worker.crew import Crew
 from pgtasks.worker.facts import Facts
+from pgtasks.worker.gates import Gates
 from pgtasks.worker.lanes import Lane, lane_kinds, line
 from pgtasks.worker.limits import Limits, Reason
 from pgtasks.worker.messages import (
@@ -52,6 +55,7 @@ from pgtasks.worker.messages import (
     Disconnected,
     Ended,
     Event,
+    GatesRead,
     Held,
     IdleSet,
     Interrupt,
@@ -137,6 +141,7 @@ class Ledger:
         self.outbox = Outbox(now)
         self.serial = 0
         self.aftermath = Aftermath(self._facts, self.outbox)
+        self.gates = Gates()
         # serial -> child, of cancelled jobs in pipes: they end as cancelled if the child has not begun them.
         self.cancelled: dict[int, int] = {}
         self.skips_changed: set[int] = set()  # children
@@ -162,7 +167,7 @@ class Ledger:
             case Claimed():
                 self._claimed(event, now)
             case Written():
-                self._written(event)
+                self._written(event, now)
             case Unwritten():
                 self.outbox.unwritten(event, now)
             case Looked(queues, number, cost):
@@ -205,6 +210,8 @@ class Ledger:
                 )
             case CancelAsked():
                 self._cancel_asked(event, now)
+            case GatesRead():
+                self._gates_read(event, now)
             case Connected():
                 self._connected(now)
             case Disconnected():
@@ -235,6 +242,7 @@ class Ledger:
             return
         lane.spend(len(event.rows), now)
         self.outbox.claimed(event.token, len(event.rows))
+        self.gates.claimed(event.token, event.order.queue, lane)
         taken = []
         for row in sorted(event.rows, key=line):
             self.serial += 1
@@ -246,7 +254,9 @@ class Ledger:
             else:
                 taken.append(held)
         if self._keeps:
-            lane.take(taken, now)
+            waits, paused = self.gates.part(taken)
+            lane.take(waits, now)
+            self.outbox.release(paused)
         else:
             self.outbox.release(taken)
 
@@ -254,7 +264,9 @@ class Ledger:
 
     def _reported(self, event: Reported, now: float) -> None:
         """Take outcomes; 40,000 a second come through here, so what is rare is asked for once."""
-        watched = bool(self.limits.active or self.aftermath.deciding or self.cancelled)
+        watched = bool(
+            self.limits.active or self.aftermath.deciding or self.cancelled or self.gates.held_back
+        )
         lane_of, first = self._lane_of, self.lanes[0]
         outcomes: list[Ended] = []
         for held, record in self.crew.reported(event.child, event.records):
@@ -276,7 +288,7 @@ class Ledger:
         self.outbox.extend(outcomes, now)
 
     def _skipped(self, held: Held, is_cancelled: bool, limit: float | None, now: float) -> None:
-        """Go on with a job that its child did not begin: it was cancelled, or the lease was in doubt."""
+        """Go on with a job that its child did not begin: it was cancelled or paused, or the lease was in doubt."""
         if is_cancelled:
             self.outbox.add(cancelled(held, None, now), now)
         elif limit is not None:
@@ -295,7 +307,7 @@ class Ledger:
             self.finished[ended.held.row.task] += 1
             self.ended_by_kind["succeeded"] += 1
 
-    def _written(self, event: Written) -> None:
+    def _written(self, event: Written, now: float) -> None:
         self.outbox.written(event)
         batch, ids = event.batch, event.ids
         done = [ended for ended in batch.ended if batch.again or ended.held.row.id in ids]
@@ -306,6 +318,10 @@ class Ledger:
             if ended.kind == "retry":
                 due = ended.stopped + (ended.delay or 0.0)
                 self.lanes[0].intake.scheduled(ended.held.row.queue, due)
+        if self.gates.read.limited_queues:
+            for queue in {ended.held.row.queue for ended in done}:
+                for lane in self.lanes:
+                    lane.intake.freed(queue, now)
 
     # Children that are gone
 
@@ -397,6 +413,20 @@ class Ledger:
                 if asked(held, event.interrupt):
                     self.limits.cancel(held.serial, number, self._facts.of(held).asynchronous)
 
+    def _gates_read(self, event: GatesRead, now: float) -> None:
+        """Give back what is paused and has not begun; go by the limits from now on."""
+        before, self.gates.read = self.gates.read, event
+        for lane in self.lanes:
+            lane.intake.limited = event.limited_queues
+            if self.gates.lets_go(before):
+                lane.intake.woken(None, now)
+            waits, paused = self.gates.part(lane.waiting)
+            if paused:
+                lane.waiting = deque(waits)
+                self.outbox.release(paused)
+        self._release_suspects()
+        self.skips_changed |= self.gates.hold_back(self.crew.members, self.aftermath.deciding)
+
     def _stop_asked(self, at_once: bool, now: float) -> None:
         if self.phase is Phase.DRAINING or at_once:
             self.killing = True
@@ -480,7 +510,11 @@ class Ledger:
     def _skip(self) -> Iterator[Command]:
         for number in sorted(self.skips_changed):
             if number in self.crew.members:
-                serials = [serial for serial, child in self.cancelled.items() if child == number]
+                serials = [
+                    serial
+                    for serial, child in chain(self.cancelled.items(), self.gates.held_back.items())
+                    if child == number
+                ]
                 yield Skip(number, self.skip_below, serials)
         self.skips_changed.clear()
 
@@ -508,7 +542,10 @@ class Ledger:
         for lane in self.lanes:
             free = self.crew.free(lane) if lane.kind.at_most_once else 0
             want = 0 if blocked else lane.want(self.options.children, free)
-            yield from lane.intake.questions(lane.allowed(want, now), now)
+            room = 0
+            if lane.intake.limited:
+                room = self.gates.room(lane, self.options.children, self.outbox.claims)
+            yield from lane.intake.questions(lane.allowed(want, now), now, room)
 
     def _send(self, now: float) -> Iterator[Command]:
         yield from self._send_over_limit()
@@ -583,7 +620,7 @@ class Ledger:
 
     def _waits(self, held: Held) -> bool:
         """Whether a job that was sent may wait here again: children skip it if the lease was lost since."""
-        return self._keeps and held.serial >= self.skip_below
+        return self._keeps and held.serial >= self.skip_below and not self.gates.paused(held)
 
     def _lane(self, held: Held) -> Lane:
         return self._lane_of.get(held.row.task, self.lanes[0])
@@ -594,6 +631,8 @@ class Ledger:
             self.limits.forget([serial])
         if self.aftermath.deciding:
             self.aftermath.deciding.pop(serial, None)
+        if serial in self.gates.held_back:
+            self.skips_changed.add(self.gates.held_back.pop(serial))
         if serial not in self.cancelled:
             return False
         self.skips_changed.add(self.cancelled.pop(serial))

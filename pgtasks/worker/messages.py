@@ -281,6 +281,15 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class GatesRead:
+    """What operators hold back: queues and tasks that are paused, and queues of which only so much may be held."""
+
+    paused_queues: frozenset[str] = frozenset()
+    paused_tasks: frozenset[str] = frozenset()
+    limited_queues: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """A signal: the first asks to drain, the second to kill."""
 
@@ -329,6 +338,7 @@ Event = (
     | Settled
     | Unsettled
     | CancelAsked
+    | GatesRead
     | StopAsked
     | LeaseLost
     | TrustChanged

@@ -1,7 +1,8 @@
 """What a result or an exception means for the job: succeed, retry, or fail. Pure.
 
 The rules, in order: ``Replaced`` goes on as another graph; ``Ignore`` succeeds without a result;
-``Cancelled`` cancels; ``Reject`` fails whatever is left; ``Retry`` retries while its own maximum allows; any
+``Cancelled`` cancels; ``Reject`` fails whatever is left; ``Retry`` retries while its own maximum allows, or
+uncounted; any
 other exception, the time limits' among them, retries if it is of a class in ``retry_for`` and of none in
 ``no_retry_for``, and a retry is left; else the job fails.
 
@@ -71,6 +72,13 @@ class Outcome:
     error: Mapping[str, Any] | None = None
     delay: float | None = None
 
+    @property
+    def is_uncounted(self) -> bool:
+        """Whether the job waits again as if this attempt had not been: ``Retry(count=False)``."""
+        return (
+            self.kind == "retry" and self.error is not None and self.error.get("counted") is False
+        )
+
 
 def of_exception(error: BaseException, job: Job, options: TaskOptions, now: datetime) -> Outcome:
     """Decide what an exception means for the job that raised it.
@@ -101,13 +109,13 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
             else allowed
         )
         reason = signal.error or signal
-        if retries_before >= maximum:
+        if signal.count and retries_before >= maximum:
             return Outcome("failed", error=describe(reason, tb=signal.error or error))
         schedule = MANUAL_SCHEDULE if options.retry_schedule is None else options.retry_schedule
         if signal.after is not None:
             after = signal.after
             schedule = lambda job, error: after  # noqa: E731
-        return _retry(schedule, reason, job, now)
+        return _retry(schedule, reason, job, now, counted=signal.count)
     retried = (
         isinstance(error, options.retry_for)
         and not isinstance(error, options.no_retry_for)
@@ -121,7 +129,9 @@ def of_exception(error: BaseException, job: Job, options: TaskOptions, now: date
     return _retry(options.schedule, error, job, now)
 
 
-def _retry(schedule: Any, error: BaseException, job: Job, now: datetime) -> Outcome:
+def _retry(
+    schedule: Any, error: BaseException, job: Job, now: datetime, *, counted: bool = True
+) -> Outcome:
     try:
         delay = retry_delay(schedule, job, error, now)
     except BaseException as broken:  # noqa: BLE001 (a user's schedule is part of the user's task)
@@ -130,7 +140,10 @@ def _retry(schedule: Any, error: BaseException, job: Job, now: datetime) -> Outc
         return Outcome(
             "failed", error=describe(broken, message=f"retry_schedule raised: {_text(broken)}")
         )
-    return Outcome("retry", error=describe(error), delay=delay)
+    described = describe(error)
+    if not counted:
+        described["counted"] = False  # finish_queue takes the attempt back, and keeps nothing of it
+    return Outcome("retry", error=described, delay=delay)
 
 
 def over_limit(limit: float | None, raised: BaseException | None = None) -> TimeLimitExceeded:

@@ -30,6 +30,7 @@ from pgtasks.worker.desk import Desk
 from pgtasks.worker.health import HealthServer
 from pgtasks.worker.ledger import Ledger, Phase
 from pgtasks.worker.link import Call, Link, State
+from pgtasks.worker.ticks import SCHEDULE_CHANNEL
 from pgtasks.worker.upkeep import Upkeep, boot_time
 from pgtasks.worker.wire import Note, pack_jobs
 
@@ -56,6 +57,8 @@ GIVE_UP_AFTER = 5.0
 
 # Where request_cancel notifies every worker.
 CANCEL_CHANNEL = "pgtasks_cancel"
+# Where every worker hears that something was paused, resumed or limited.
+GATES_CHANNEL = "pgtasks_gates"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD)
 
@@ -99,7 +102,9 @@ class Parent:
         self._work = Link(conninfo)
         self._desk = Desk(self._work, queues, tasks, self.ledger.kinds, self._events.append)
         self._transactional = {name for name, facts in tasks.items() if facts.transactional}
-        channels = [*_channels(queues), CANCEL_CHANNEL] if options.listen else []
+        channels = [*_channels(queues), CANCEL_CHANNEL, GATES_CHANNEL] if options.listen else []
+        if options.listen and options.schedules:
+            channels.append(SCHEDULE_CHANNEL)
         self._watch = Link(conninfo, [f'listen "{channel}"' for channel in channels])
         self._queue_of = dict(zip(_channels(queues), queues, strict=True))
         self._retry_at = {self._work: 0.0, self._watch: 0.0}
@@ -114,6 +119,7 @@ class Parent:
             self._reports,
             self._on_lease_lost,
             self._on_cancelled,
+            self._on_gates,
         )
         self._started_at = time.monotonic()
         address = options.health_address
@@ -340,6 +346,10 @@ class Parent:
         for channel in link.notified:
             if channel == CANCEL_CHANNEL:
                 self._upkeep.look_for_cancels(now)
+            elif channel == SCHEDULE_CHANNEL:
+                self._upkeep.look_at_schedules(now)
+            elif channel == GATES_CHANNEL:
+                self._upkeep.look_for_gates(now)
             else:
                 self._events.append(msg.Woken(self._queue_of.get(channel)))
         link.notified.clear()
@@ -438,6 +448,8 @@ class Parent:
             "lease": self.options.lease,
             "poll_interval": self.options.poll_interval,
         }
+        if not self.queues:  # it claims nothing, so that no age of a claim says anything
+            del stats["claimed_ago"]
         return state, running, stats
 
     @property
@@ -447,13 +459,14 @@ class Parent:
 
     def _check_health(self, now: float) -> tuple[bool, dict[str, Any]]:
         """Say whether the last beat, and the last look for jobs, were answered within the lease."""
-        draining = self.ledger.phase is Phase.DRAINING  # then it looks for none
+        # Then it looks for none.
+        draining = self.ledger.phase is Phase.DRAINING
         answered = self._desk.answered_at
         claimed_ago = now - (self._started_at if answered is None else answered)
         beat_ago = boot_time() - self._upkeep.own_lease.confirmed_at
         lease = self.options.lease
         healthy = beat_ago <= lease and (
-            draining or claimed_ago <= max(lease, 2 * self.options.poll_interval)
+            draining or not self.queues or claimed_ago <= max(lease, 2 * self.options.poll_interval)
         )
         return healthy, {
             "worker": self.name,
@@ -489,6 +502,16 @@ class Parent:
                 {token: frozenset(ids) for token, _, ids in claims},
             )
         )
+
+    def _on_gates(self, gates: msg.GatesRead) -> None:
+        events.emit(
+            "worker.gates",
+            worker=self.name,
+            paused_queues=sorted(gates.paused_queues),
+            paused_tasks=sorted(gates.paused_tasks),
+        )
+        self._desk.leave_out(gates.paused_tasks)
+        self._events.append(gates)
 
     def _some_may_be_stuck(self) -> bool:
         return any(child.slate.has_unreported() for child in self.pool.children.values())

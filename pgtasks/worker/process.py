@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import setproctitle
 
+from pgtasks import codec, events
 from pgtasks.db import migrations, operations
 from pgtasks.db.dsn import conninfo
 from pgtasks.db.run import run
@@ -41,7 +42,9 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     Raises:
         ConfigurationError: none is left.
     """
-    queues = list(options.queues) if options.queues is not None else app.queues()
+    if options.pool == "beat":
+        return []
+    queues = list(options.queues) if options.queues is not None else app.queue_names()
     served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
     if not served:
         raise ConfigurationError(f"no queue is left: {', '.join(queues)} are all excluded")
@@ -56,8 +59,9 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         ConnectError: no database answers.
         SchemaError: the schema is missing or of another version.
     """
+    began = time.monotonic()
     app.load()
-    if not app.own_tasks():
+    if not app.own_tasks() and options.pool != "beat":
         raise ConfigurationError(
             f"app {app.name!r} has no tasks: define some with @app.task, or name the module with them"
         )
@@ -84,8 +88,10 @@ def prepare(app: App, options: WorkerOptions) -> Parent:
         me=me,
         conninfo=conninfo(app.dsn, application_name=f"pgtasks {name}"[:60]),
         queues=queues,
-        tasks={task.name: task_facts(task, options) for task in app.tasks.values()},
-        register=lambda: register(app, options, name, me, queues),
+        tasks={}
+        if options.pool == "beat"
+        else {task.name: task_facts(task, options) for task in app.tasks.values()},
+        register=lambda: register(app, options, name, me, queues, time.monotonic() - began),
         pool=SoloPool(run_solo, slots) if options.pool == "solo" else PreforkPool(run_child, slots),
     )
 
@@ -113,10 +119,24 @@ def first_said(*values: float | None) -> float | None:
 
 
 def register(
-    app: App, options: WorkerOptions, name: str, me: Identity, queues: Sequence[str]
+    app: App,
+    options: WorkerOptions,
+    name: str,
+    me: Identity,
+    queues: Sequence[str],
+    age: float,
 ) -> int:
-    """Add the worker and what it knows to the database, and return its id; blocking."""
-    tasks = [app.tasks[task] for task in sorted(app.tasks)]
+    """Add the worker and what it knows to the database, and return its id; blocking.
+
+    Args:
+        app: whose tasks and schedules these are.
+        options: the worker's.
+        name: the worker's full name.
+        me: this process.
+        queues: which it serves.
+        age: seconds since this process read its code.
+    """
+    known = [] if options.pool == "beat" else app.own_tasks()
     description = {
         "name": name,
         "host": me.host,
@@ -126,18 +146,28 @@ def register(
         "pid_started_at": me.pid_started_at,
         "version": VERSION,
         "pool": options.pool,
-        "concurrency": options.concurrency,
+        "concurrency": options.concurrency if options.children else 0,
         "queues": list(queues),
-        "tasks": [task.name for task in tasks],
+        "tasks": sorted(app.tasks) if known else [],
     }
     published = [
-        (task.name, app.routed_queue(task.name) or task.queue, task.options.priority)
-        for task in map(app.tasks.__getitem__, app.own_tasks())
+        (task.name, app.queue_of(task), app.priority_of(task))
+        for task in map(app.tasks.__getitem__, known)
     ]
-    own = app.own_tasks()
-    gates = published_gates(own, [one for name in own if (one := app.tasks[name].gates)])
+    schedules = codec.encode(app.declared_schedules, "schedules", max_bytes=2**28)
+    gates = published_gates(known, [one for name in known if (one := app.tasks[name].gates)])
+    registering = operations.register_worker(
+        description, published, app.declared_queues, app.name, schedules, age, gates
+    )
     with app.pools.connect() as connection:
-        return run(connection, operations.register_worker(description, published, gates))
+        worker_id, by_hand = run(connection, registering)
+    for schedule in by_hand:
+        events.emit(
+            "schedule.hidden",
+            schedule=schedule,
+            why="somebody added one of this name by hand, and it goes before the one in code: remove it, or rename one",
+        )
+    return worker_id
 
 
 def run_worker(parent: Parent) -> None:

@@ -17,7 +17,9 @@ from pgtasks import events
 from pgtasks.worker.host import Identity
 from pgtasks.worker.leases import LeaseWatch, OwnLease
 from pgtasks.worker.link import Call, Failed, Link, Reply, State, plain_array, text_array
+from pgtasks.worker.messages import GatesRead
 from pgtasks.worker.milestones import Milestones, Reports
+from pgtasks.worker.ticks import Ticks
 
 if TYPE_CHECKING:
     from pgtasks.options import WorkerOptions
@@ -32,6 +34,13 @@ PARK_AFTER = 60.0  # an unknown task waits so long for a worker that knows it
 PARK_LIMIT = 1000
 UNPARK_EVERY = 5.0
 ORPHANS_EVERY = 10.0
+# How often a worker looks what is paused and limited, if no notification tells; and how often it parks jobs of paused
+# tasks, frees those of resumed ones, and raises priorities where queues age: only while there are any.
+GATES_EVERY = 0.5
+PARK_PAUSED_EVERY = 2.0
+UNPARK_PAUSED_EVERY = 2.0
+AGE_EVERY = 1.0
+AGE_LIMIT = 2000
 # How often those are looked for that wait for a limit or a rate although nobody told them; and how many keys at once.
 SWEEP_GATES_EVERY = 1.0
 SWEEP_GATES_LIMIT = 500
@@ -40,6 +49,10 @@ LISTENERS_EVERY = 60.0
 # have ended, or were given back, is removed: nobody sees it meanwhile.
 PROGRESS_EVERY = 1.0
 FORGET_PROGRESS_EVERY = 30.0
+# How soon a schedule goes that was taken out of the code.
+KEEP_SCHEDULES_EVERY = 10.0
+# Unique keys whose time is over are in nobody's way: who wants one takes it.
+FORGET_KEYS_EVERY = 30.0
 
 
 class Upkeep:
@@ -54,6 +67,7 @@ class Upkeep:
         reports: returns how far running jobs are, as they say: serial -> job and report.
         lease_lost: called when others declared this worker dead.
         cancelled: called with what was cancelled: token, ids, and those to interrupt; each time anew.
+        gates: called when something else is paused or limited than before.
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class Upkeep:
         reports: Callable[[], Reports],
         lease_lost: Callable[[], None],
         cancelled: Callable[[Sequence[tuple[str, list[str], list[str]]]], None],
+        gates: Callable[[GatesRead], None],
     ) -> None:
         self.worker_id = 0
         self._link = link
@@ -79,6 +94,11 @@ class Upkeep:
         self._milestones = Milestones()
         self._lease_lost = lease_lost
         self._cancelled = cancelled
+        self._gates = gates
+        self._gates_read: list[tuple[Any, ...]] = []
+        self._paused_tasks: frozenset[str] = frozenset()
+        self._resumed = False  # whether jobs of a task that is not paused any more may be parked
+        self._ageing: list[str] = []  # queues
         self._watch_every = min(WATCH_EVERY, options.beat / 2)
         self._leases = LeaseWatch(options.lease, gap=2 * self._watch_every + 1.0)
         self.own_lease = OwnLease(options.lease, boot_time())
@@ -89,17 +109,26 @@ class Upkeep:
                 self.beat,
                 self.watch,
                 self.look_for_cancels,
+                self.look_for_gates,
                 self.record_progress,
                 self.maintain,
                 self.park,
                 self.unpark,
+                self.park_paused,
+                self.unpark_paused,
+                self.age,
                 self.release_orphans,
                 self.sweep_gates,
                 self.forget_listeners,
                 self.forget_progress,
+                self.keep_schedules,
+                self.forget_keys,
             ),
             0.0,
         )
+        self._ticks = Ticks(self._submit, self._wake_for_schedules, deaf=not options.listen)
+        if options.schedules:
+            self._due[self.look_at_schedules] = 0.0
 
     def next_due(self) -> float:
         """Return the monotonic moment of the next duty."""
@@ -123,8 +152,11 @@ class Upkeep:
         """Begin anew on a new session: first of all say that this worker lives."""
         self._locked = False
         self._leases.missed()
-        for duty in (self.beat, self.watch, self.look_for_cancels):
+        self._ticks.connected()
+        for duty in (self.beat, self.watch, self.look_for_cancels, self.look_for_gates):
             self._due[duty] = now
+        if self._options.schedules:
+            self._due[self.look_at_schedules] = now
 
     def _again(self, duty: Callable[[float], None], now: float, seconds: float) -> None:
         # A little jitter, so that workers started together do not stay in step.
@@ -165,6 +197,31 @@ class Upkeep:
                 self._cancelled(reply)
 
         self._submit("list_cancels", {"worker_id": self.worker_id}, done, now)
+
+    def look_for_gates(self, now: float) -> None:
+        """Ask what is paused and limited of what this worker serves and knows, and tell if that is news."""
+        self._again(self.look_for_gates, now, GATES_EVERY)
+
+        def done(reply: Reply) -> None:
+            if not isinstance(reply, list) or reply == self._gates_read:
+                return
+            self._gates_read = reply
+            queues = [row[1:] for row in reply if row[0] == "queue"]
+            tasks = [row[1:] for row in reply if row[0] == "task"]
+            self._paused_tasks = frozenset(name for name, paused, *_ in tasks if paused)
+            self._resumed = len(self._paused_tasks) < len(tasks)
+            self._ageing = [name for name, _, _, ages in queues if ages]
+            for duty in (self.park_paused, self.unpark_paused):
+                self._due[duty] = 0.0
+            self._gates(
+                GatesRead(
+                    paused_queues=frozenset(name for name, paused, _, _ in queues if paused),
+                    paused_tasks=self._paused_tasks,
+                    limited_queues=frozenset(name for name, _, limited, _ in queues if limited),
+                )
+            )
+
+        self._submit("list_gates", {"queues": list(self._queues)}, done, now)
 
     def watch(self, now: float) -> None:
         """Look whether other workers' beats move, and rescue the jobs of the dead."""
@@ -258,6 +315,31 @@ class Upkeep:
         self._again(self.forget_progress, now, FORGET_PROGRESS_EVERY)
         self._submit("forget_progress", {}, _nothing, now)
 
+    # Schedules
+
+    def look_at_schedules(self, now: float) -> None:
+        """Enqueue what schedules have due."""
+        self._ticks.look(now)
+
+    def _wake_for_schedules(self, at: float) -> None:
+        self._due[self.look_at_schedules] = at
+
+    def keep_schedules(self, now: float) -> None:
+        """Let schedules go that no live worker has in its code any more."""
+        self._again(self.keep_schedules, now, KEEP_SCHEDULES_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0]:
+                events.emit("schedule.forgotten", schedules=reply[0][0])
+
+        self._submit("keep_schedules", {}, done, now)
+
+    def forget_keys(self, now: float) -> None:
+        """Remove unique keys whose time is over."""
+        self._again(self.forget_keys, now, FORGET_KEYS_EVERY)
+        done = partial(self._soon_if_full, self.forget_keys, now)
+        self._submit("forget_keys", {"limit": PARK_LIMIT}, done, now)
+
     # The tables
 
     def maintain(self, now: float) -> None:
@@ -288,6 +370,38 @@ class Upkeep:
         for queue in self._queues:
             parameters = {"queue": queue, "tasks": list(self._tasks), "limit": PARK_LIMIT}
             self._submit("unpark_known", parameters, done, now)
+
+    def park_paused(self, now: float) -> None:
+        """Park jobs of paused tasks, so that they do not stand at the head of the line."""
+        self._again(self.park_paused, now, PARK_PAUSED_EVERY)
+        if self._paused_tasks:
+            done = partial(self._soon_if_full, self.park_paused, now)
+            for queue in self._queues:
+                self._submit("park_paused", {"queue": queue, "limit": PARK_LIMIT}, done, now)
+
+    def unpark_paused(self, now: float) -> None:
+        """Free parked jobs of tasks that were resumed."""
+        self._again(self.unpark_paused, now, UNPARK_PAUSED_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list):
+                self._resumed = reply[0][0] is not None
+                if self._resumed:
+                    self._due[self.unpark_paused] = now
+
+        if self._resumed:
+            self._submit("unpark_paused", {"limit": PARK_LIMIT}, done, now)
+
+    def age(self, now: float) -> None:
+        """Raise the priority of jobs that waited, in queues that are to age."""
+        self._again(self.age, now, AGE_EVERY)
+
+        def done(reply: Reply) -> None:
+            if isinstance(reply, list) and reply[0][0] >= AGE_LIMIT:
+                self._due[self.age] = now
+
+        for queue in self._ageing:
+            self._submit("age_queue", {"queue": queue, "limit": AGE_LIMIT}, done, now)
 
     def _soon_if_full(self, duty: Callable[[float], None], now: float, reply: Reply) -> None:
         """Let a duty be done again at once, if there was more than one round could take."""

@@ -108,8 +108,8 @@ def drain_raw(scratch: Scratch, jobs: int) -> float:
     return jobs / raw.drain(scratch, jobs)
 
 
-def drain(scratch: Scratch, task: Task[..., Any], jobs: int) -> Drained:
-    """Drain jobs of a task by a worker beside this process."""
+def drain(scratch: Scratch, task: Task[..., Any], jobs: int, *, distinct: bool = False) -> Drained:
+    """Drain jobs of a task by a worker beside this process; distinct: each with another argument."""
     scratch.empty()
     with (
         tasks.app.worker(concurrency=CONCURRENCY) as worker,
@@ -119,7 +119,7 @@ def drain(scratch: Scratch, task: Task[..., Any], jobs: int) -> Drained:
         wait_until(watch, IDLE)
         with writer.transaction():
             first = enqueue(writer, tasks.noop, 1)
-            last = enqueue(writer, task, jobs - 1)
+            last = enqueue(writer, task, jobs - 1, distinct=distinct)
             before = read_counters(scratch)
             server = server_processes(watch)
             server_before = None if server is None else cpu_seconds(server)

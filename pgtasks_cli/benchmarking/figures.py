@@ -52,6 +52,7 @@ TARGETS: Mapping[str, Target] = {
     "startup.first_job": _at_most(0.6),
     "startup.idle_memory": _at_most(70),
     "startup.import": _at_most(60),
+    "unique.drain_of_plain": _at_least(0.7),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pgtasks.db import operations
@@ -15,14 +16,23 @@ if TYPE_CHECKING:
     from pgtasks_cli.benchmarking.scratch import Scratch
 
 
+def orders(count: int) -> Iterator[dict[str, Any]]:
+    """Yield so many different orders."""
+    for number in range(count):
+        yield {**tasks.ORDER, "id": number}
+
+
 def fill(scratch: Scratch, jobs: int) -> None:
     """Queue no-op jobs."""
     with scratch.connect() as connection:
         enqueue(connection, tasks.noop, jobs)
 
 
-def enqueue(connection: psycopg.Connection[Any], task: Task[..., Any], jobs: int) -> str:
-    """Queue jobs of a task on this connection, and return the last one's id."""
-    rows = [task.new_job((tasks.ORDER,), {}) for _ in range(jobs)]
+def enqueue(
+    connection: psycopg.Connection[Any], task: Task[..., Any], jobs: int, *, distinct: bool = False
+) -> str:
+    """Queue jobs of a task on this connection, and return the last one's id; distinct: each with another order."""
+    given = orders(jobs) if distinct else (tasks.ORDER for _ in range(jobs))
+    rows = [task.new_job((order,), {}) for order in given]
     run(connection, operations.enqueue_jobs(rows))
     return rows[-1].id

@@ -34,7 +34,7 @@ SETTINGS = (
 )
 
 # All that a run leaves behind; the schema's version and its partitions stay.
-TABLES = "job, claim, job_history, job_bundle, worker, task, listener"
+TABLES = "job, unique_key, claim, job_history, job_bundle, worker, task, listener"
 
 
 class Scratch:

@@ -19,6 +19,11 @@ def noop(order: dict[str, Any]) -> None:
     """Do nothing."""
 
 
+@app.task(name="bench.single", unique=lambda order: order["id"])
+def single(order: dict[str, Any]) -> None:
+    """Do nothing, once for each order."""
+
+
 @app.task(name="bench.count")
 def count(results: list[Any]) -> int:
     """Return how many results there are."""

@@ -195,12 +195,18 @@ begin
 end
 $$;
 
--- The queues that some worker serves now: elsewhere nobody is admitted, since a place that nobody uses would be
--- taken from others.
+-- The queues that some worker serves now, and that are not paused: elsewhere nobody is admitted, since a place that
+-- nobody uses would be taken from others.
 create function pgtasks.served_queues() returns text[]
 language plpgsql as $$
 begin
-    return array(select distinct q from pgtasks.worker w, unnest(w.queues) q where w.state = 'running');
+    return array(
+        select distinct q.name
+        from pgtasks.worker w
+        cross join unnest(w.queues) as q (name)
+        where w.state = 'running'
+            and not exists (select from pgtasks.queue p where p.name = q.name and p.paused_at is not null)
+    );
 end
 $$;
 
@@ -482,6 +488,7 @@ set jit = off
 as $$
 declare
     v_served text[];
+    v_paused text[];
     v_locked text[];
     v_keys text[];
     v_ids uuid[] := '{}';
@@ -504,6 +511,7 @@ begin
         return 0;
     end if;
     v_served := pgtasks.served_queues();
+    v_paused := array(select t.name from pgtasks.task t where t.paused_at is not null);
 
     if cardinality(v_keys) > 0 then
         v_ids := array(
@@ -516,6 +524,7 @@ begin
                     and j.reason = 'limit'
                     and (j.options ->> 'limit_key') = r.key
                     and j.queue = any(v_served)
+                    and not j.task = any(v_paused)
                 order by j.priority desc, j.seq
                 limit least(greatest(coalesce(r.room, 1000), 0), 1000)
                 for update skip locked
@@ -534,6 +543,7 @@ begin
                     and j.reason = 'rate'
                     and (j.options ->> 'rate_key') = t.key
                     and j.queue = any(v_served)
+                    and not j.task = any(v_paused)
                 order by j.priority desc, j.seq
                 limit least(floor(coalesce(t.tokens, 1000))::integer, 1000)
                 for update skip locked

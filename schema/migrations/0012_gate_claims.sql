@@ -42,7 +42,15 @@ declare
     v_more uuid[];
     v_range integer;
     v_admitted uuid[];
+    v_gated boolean := exists (select from pgtasks.queue q where q.name = p_queue);
 begin
+    if v_gated then   -- how many the queue lets pass
+        p_limit := pgtasks.open_gate(p_queue, p_limit);
+        if p_limit < 1 then
+            return;
+        end if;
+    end if;
+
     for v_range in 1 .. cardinality(p_high) loop
         if p_after[v_range] is not null then
             v_more := array(
@@ -94,10 +102,17 @@ begin
         return;
     end if;
 
+    if v_gated then
+        perform pgtasks.take_tokens(p_queue, cardinality(v_ids));
+    end if;
+
     -- Durable like everything else: a claim that is lost with the server would let others run what this worker
     -- is running, although no worker died (tests/chaos, restarts under load).
     insert into pgtasks.claim (token, worker_id, queue, job_ids, at_most_once)
     values (p_token, p_worker_id, p_queue, v_ids, p_at_most_once);
+
+    -- Keys that are held until the start: an index of these alone, usually empty.
+    delete from pgtasks.unique_key k where k.job_id = any(v_ids) and k.release = 'start';
 
     return query
     update pgtasks.job j
@@ -121,7 +136,8 @@ begin
 end
 $$;
 
--- Says of each queue whether a job of these tasks is ready, and in how many seconds the next scheduled one is due.
+-- Says of each queue whether a job of these tasks is ready, and in how many seconds the next scheduled one is due. Of a
+-- queue that is paused or full nothing is ready; nor is it where there is no token, and the next one is due like a job.
 -- Of hot queues the asker knows better whether something is ready: there the answer is null. The settings and
 -- the order force the claim index also for a table that was never analysed. The one with two arguments stays for
 -- workers of the release before.
@@ -142,6 +158,7 @@ begin
         q.name,
         case
             when q.name = any(p_hot) then null
+            when g.name is not null and pgtasks.gate_room(g, 1) < 1 then false
             else coalesce((
                 select true
                 from pgtasks.job j
@@ -156,14 +173,19 @@ begin
                 limit 1
             ), false)
         end,
-        least(extract(epoch from (
-            select j.start_at
-            from pgtasks.job j
-            where j.queue = q.name and j.state = 'scheduled'
-            order by j.start_at
-            limit 1
-        ) - now())::double precision, pgtasks.next_token_in(q.name))
-    from unnest(p_queues) as q (name);
+        least(
+            extract(epoch from (
+                select j.start_at
+                from pgtasks.job j
+                where j.queue = q.name and j.state = 'scheduled'
+                order by j.start_at
+                limit 1
+            ) - now())::double precision,
+            case when g.rate is not null then pgtasks.next_token(g) end,
+            pgtasks.next_token_in(q.name)
+        )
+    from unnest(p_queues) as q (name)
+    left join pgtasks.queue g on g.name = q.name;
 end
 $$;
 
@@ -203,6 +225,7 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
+    v_keyed uuid[];
     v_limit_keys text[];
 begin
     retried := '{}';
@@ -217,13 +240,16 @@ begin
             set state = case when o.delay > 0 then 'scheduled' else 'ready' end,
                 start_at = now() + o.delay * interval '1 second',
                 seq = nextval('pgtasks.job_seq'),
-                attempts = coalesce(j.attempts, '[]') || jsonb_build_object(
+                -- One that is not counted (Retry(count=False)) leaves no trace, as often as it comes.
+                attempt = j.attempt - case when o.error ->> 'counted' = 'false' then 1 else 0 end,
+                attempts = case when o.error ->> 'counted' = 'false' then j.attempts else
+                    coalesce(j.attempts, '[]') || jsonb_build_object(
                     'attempt', j.attempt,
                     'worker_id', j.worker_id,
                     'started_at', now() - o.age * interval '1 second',
                     'stopped_at', now(),
                     'error', o.error
-                ),
+                ) end,
                 token = null,
                 worker_id = null,
                 started_at = null
@@ -279,9 +305,13 @@ begin
         coalesce(array_agg(g.id::text), '{}'),
         coalesce(array_agg(g.bundle_id) filter (where g.bundle_id is not null), '{}'),
         coalesce(array_agg(g.outcome <> 'succeeded') filter (where g.bundle_id is not null), '{}'),
+        array_agg(g.id) filter (where g.options is not null),
         array_agg(g.options ->> 'limit_key') filter (where g.options ? 'limit_key') || v_limit_keys
-    into ids, bundle_ids, failed, limit_keys
+    into ids, bundle_ids, failed, v_keyed, limit_keys
     from gone g;
+    if v_keyed is not null then
+        perform pgtasks.release_keys(v_keyed);
+    end if;
 end
 $$;
 
@@ -361,6 +391,9 @@ begin
         v_all_ids := v_all_ids || v_ids;
         v_all_bundle_ids := v_all_bundle_ids || v_bundle_ids;
         v_all_failed := v_all_failed || v_failed;
+        if exists (select from pgtasks.queue q where q.name = v_queue and q.max_running is not null) then
+            perform pgtasks.wake(array[v_queue]);   -- a place is free
+        end if;
         v_all_limit_keys := v_all_limit_keys || v_limit_keys;
     end loop;
 

@@ -94,3 +94,44 @@ from pgtasks.job
 where queue = any(%(queues)s::text[]) and token is null
 order by id
 limit %(limit)s::integer
+
+-- name: reschedule_job
+-- Gives a job that waits another time, priority or queue; null if it does not wait.
+select pgtasks.reschedule_job(
+    %(id)s::uuid, %(start_at)s::timestamptz, %(delay)s::float8, %(now)s::boolean, %(priority)s::integer, %(queue)s::text
+)
+
+-- name: pause_queue
+-- Holds a queue for all workers.
+select pgtasks.pause_queue(%(name)s::text, %(by)s::text, %(reason)s::text)
+
+-- name: resume_queue
+-- Lets a queue go on; says whether it was paused.
+select pgtasks.resume_queue(%(name)s::text)
+
+-- name: limit_queue
+-- Sets those limits of a queue that stand in `set`; null is none.
+select pgtasks.limit_queue(
+    %(name)s::text, %(set)s::text[], %(max_running)s::integer, %(rate)s::float8, %(burst)s::integer, %(ageing)s::float8,
+    %(by)s::text
+)
+
+-- name: reset_limits
+-- Gives the limits of a queue back to the code; says whether an operator had set any.
+select pgtasks.reset_limits(%(name)s::text)
+
+-- name: pause_task
+-- Holds a task that workers have published; says whether there is one.
+select pgtasks.pause_task(%(name)s::text, %(by)s::text, %(reason)s::text)
+
+-- name: resume_task
+-- Lets a task go on; says whether it was paused.
+select pgtasks.resume_task(%(name)s::text)
+
+-- name: move_jobs
+-- Moves jobs that no worker has taken to another queue, at most `limit`; returns which, and which stay since another job
+-- has their unique key there.
+select id, holder
+from pgtasks.move_jobs(
+    %(from)s::text, %(to)s::text, %(ids)s::uuid[], %(task)s::text, %(without)s::uuid[], %(limit)s::integer
+)

@@ -24,6 +24,59 @@ values (
     end
 )
 
+-- name: enqueue_unique_job
+-- Takes the key of a unique job and inserts it; of one whose key another job has, that one's id comes back, and if so said
+-- it gets the arguments and the time of this one. One statement, so that a single call is one round trip.
+with placed as materialized (
+    select
+        coalesce(%(queue)s, (select t.queue from pgtasks.task t where t.name = %(task)s), 'default') as queue,
+        coalesce(%(priority)s::integer, (select t.priority from pgtasks.task t where t.name = %(task)s), 0) as priority
+), refused as materialized (
+    select p.queue, t.holder
+    from placed p
+    cross join lateral pgtasks.take_keys(
+        array[p.queue], array[%(key)s], array[%(id)s::uuid], array[%(seconds)s::float8], array[%(release)s]
+    ) t
+), inserted as (
+    insert into pgtasks.job (
+        id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin,
+        parent_id, root_id, bundle_id, bundle_index
+    )
+    select
+        %(id)s::uuid, p.queue, p.priority,
+        case when %(start_at)s::timestamptz > now() or %(delay)s::float8 > 0 then 'scheduled' else 'ready' end,
+        coalesce(%(start_at)s::timestamptz, now() + %(delay)s::float8 * interval '1 second'),
+        coalesce(%(expires_at)s::timestamptz, now() + %(expires_in)s::float8 * interval '1 second'),
+        %(task)s, %(args)s, %(kwargs)s, %(options)s::jsonb, %(origin)s,
+        %(parent_id)s::uuid, %(root_id)s::uuid, %(bundle_id)s::uuid, %(bundle_index)s::integer
+    from placed p
+    where not exists (select from refused)
+), replaced as materialized (
+    select pgtasks.replace_waiting(
+        array[r.queue], array[%(key)s], array[%(args)s], array[%(kwargs)s], array[%(start_at)s::timestamptz],
+        array[%(delay)s::float8], array[%(expires_at)s::timestamptz], array[%(expires_in)s::float8],
+        array[%(seconds)s::float8]
+    ) as id
+    from refused r
+    where %(replace)s::boolean
+)
+select r.holder from refused r left join replaced p on true
+
+-- name: take_keys
+-- Takes the keys of unique jobs that are inserted in the same transaction; returns those that do not get theirs, each with
+-- the job that has it.
+select id, holder
+from pgtasks.take_keys(
+    %(queue)s::text[], %(key)s::text[], %(id)s::uuid[], %(seconds)s::float8[], %(release)s::text[]
+)
+
+-- name: replace_waiting
+-- Gives jobs that wait, found by their unique keys, new arguments and a new time.
+select pgtasks.replace_waiting(
+    %(queue)s::text[], %(key)s::text[], %(args)s::text[], %(kwargs)s::text[], %(start_at)s::timestamptz[],
+    %(delay)s::float8[], %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(seconds)s::float8[]
+)
+
 -- name: enqueue_plain_job
 -- Inserts one job of which nothing is said but the task, its arguments and where it goes: with 6 parameters
 -- instead of 16 this takes the client 20 µs less, and most calls are of this kind.

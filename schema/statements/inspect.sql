@@ -163,7 +163,8 @@ order by j.started_at, j.id
 limit %(limit)s::integer
 
 -- name: list_queues
--- Depth of each queue by state, the wait of its oldest ready job in seconds, and how many workers serve it.
+-- Depth of each queue by state, the wait of its oldest ready job in seconds, how many workers serve it, and what was
+-- configured: paused, limited by whom.
 select
     q.queue,
     count(*) filter (where j.state = 'ready'),
@@ -172,12 +173,67 @@ select
     count(*) filter (where j.state = 'blocked'),
     count(*) filter (where j.state = 'parked'),
     extract(epoch from now() - min(coalesce(j.start_at, j.created_at)) filter (where j.state = 'ready'))::float8,
-    (select count(*) from pgtasks.worker w where q.queue = any(w.queues))
+    (select count(*) from pgtasks.worker w where q.queue = any(w.queues)),
+    c.paused_at, c.paused_by, c.pause_reason, c.max_running, c.rate, c.burst,
+    least(c.burst, c.tokens + greatest(0, extract(epoch from now() - c.refilled_at)::float8) * c.rate),
+    c.ageing, c.limited_at, c.limited_by, c.declared
 from (
     select queue from pgtasks.jobs where stopped_at is null
     union
     select unnest(queues) from pgtasks.worker
+    union
+    select name from pgtasks.queue
 ) as q (queue)
 left join pgtasks.jobs j on j.queue = q.queue and j.stopped_at is null
-group by q.queue
+left join pgtasks.queue c on c.name = q.queue
+group by q.queue, c.name
 order by q.queue
+
+-- name: key_holder
+-- Which job has a unique key.
+select job_id::text from pgtasks.unique_key where queue = %(queue)s::text and key = %(key)s::text
+
+-- name: held_key
+-- Until when a job has its unique key, or what ends that; no row if it has none.
+select until, release
+from pgtasks.unique_key
+where queue = %(queue)s::text and key = %(key)s::text and job_id = %(id)s::uuid
+
+-- name: list_queue_names
+-- Every queue of which a trace is left: jobs, workers, tasks that go there, what was configured.
+select q.queue
+from (
+    select queue from pgtasks.jobs where stopped_at is null
+    union
+    select unnest(queues) from pgtasks.worker
+    union
+    select queue from pgtasks.task
+    union
+    select name from pgtasks.queue
+) as q (queue)
+order by q.queue
+
+-- name: list_tasks
+-- The tasks that workers have published, how many jobs of each are ready, running and parked, and which are paused.
+select
+    t.name, t.queue, t.priority,
+    count(*) filter (where j.state = 'ready'),
+    count(*) filter (where j.state = 'running'),
+    count(*) filter (where j.state = 'parked'),
+    (select count(*) from pgtasks.worker w where t.name = any(w.tasks)),
+    t.paused_at, t.paused_by, t.pause_reason
+from pgtasks.task t
+left join pgtasks.jobs j on j.task = t.name and j.stopped_at is null
+group by t.name
+order by t.name
+
+-- name: get_gates
+-- What may hold a job back: whether its queue and its task are paused, and what its queue lets through.
+select
+    q.paused_at, q.paused_by, q.pause_reason, q.max_running, q.rate,
+    least(q.burst, q.tokens + greatest(0, extract(epoch from now() - q.refilled_at)::float8) * q.rate),
+    (select count(*) from pgtasks.jobs j where j.queue = %(queue)s::text and j.stopped_at is null and j.state = 'running'),
+    t.paused_at, t.paused_by, t.pause_reason
+from (select) as one
+left join pgtasks.queue q on q.name = %(queue)s::text
+left join pgtasks.task t on t.name = %(task)s::text

@@ -9,6 +9,24 @@ select pgtasks.register_worker(
 -- Tells pgtasks.enqueue() where tasks go by default; sorted by name, so that two workers do not deadlock.
 select pgtasks.publish_tasks(%(name)s::text[], %(queue)s::text[], %(priority)s::integer[])
 
+-- name: publish_queues
+-- Writes the limits that code declares for queues; those that an operator set by hand go on to hold.
+select pgtasks.publish_queues(
+    %(name)s::text[], %(max_running)s::integer[], %(rate)s::float8[], %(burst)s::integer[], %(ageing)s::float8[]
+)
+
+-- name: list_gates
+-- What a worker must know of its queues and tasks: queues with a row (paused, limited, ageing), and tasks that are
+-- paused, or of which jobs may still be parked since they were.
+select 'queue', q.name, q.paused_at is not null, q.max_running is not null or q.rate is not null, q.ageing is not null
+from pgtasks.queue q
+where q.name = any(%(queues)s::text[])
+union all
+select 'task', t.name, t.paused_at is not null, false, false
+from pgtasks.task t
+where t.parks
+order by 1, 2
+
 -- name: publish_gates
 -- Tells what the worker's tasks must pass, and how much that is; of tasks that must pass nothing any more, that as well.
 select pgtasks.publish_gates(
@@ -80,6 +98,18 @@ select pgtasks.park_unknown(%(queue)s::text, %(limit)s::integer, %(after)s::floa
 -- Frees parked jobs of one queue whose task this worker knows, at most `limit`; returns how many.
 select pgtasks.unpark_known(%(queue)s::text, %(tasks)s::text[], %(limit)s::integer)
 
+-- name: park_paused
+-- Parks jobs of paused tasks at the head of one queue; returns how many.
+select pgtasks.park_paused(%(queue)s::text, %(limit)s::integer)
+
+-- name: unpark_paused
+-- Frees parked jobs of a task that was resumed, at most `limit`; returns how many, null: there is no such task.
+select pgtasks.unpark_paused(%(limit)s::integer)
+
+-- name: age_queue
+-- Raises the priority of jobs of one queue that waited; looks at `limit` at most and returns at how many.
+select pgtasks.age_queue(%(queue)s::text, %(limit)s::integer)
+
 -- name: register_listener
 -- Asks workers to tell of stopped jobs and bundles; renewed while the process waits.
 select pgtasks.register_listener(%(id)s::uuid)
@@ -95,3 +125,7 @@ select pgtasks.forget_listeners()
 -- name: forget_progress
 -- Removes the progress of attempts that are over.
 select pgtasks.forget_progress()
+
+-- name: forget_keys
+-- Removes unique keys whose time is over, at most `limit`.
+select pgtasks.forget_keys(%(limit)s::integer)

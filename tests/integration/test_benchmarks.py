@@ -47,6 +47,12 @@ KEYS = {
     "flow": {"flow.limited_rate", "flow.of_plain", "flow.tenant_start"},
     "latency": {"latency.start_p50", "latency.start_p99", "latency.round_trip_p50"},
     "startup": {"startup.first_job", "startup.idle_memory", "startup.import"},
+    "unique": {
+        "unique.drain_of_plain",
+        "unique.wal",
+        "unique.delay_of_plain",
+        "unique.many_of_plain",
+    },
 }
 # What a machine may be unable to tell: whose processes the server's are, what they share.
 MAY_BE_ABSENT = {"drain.server_cpu", "drain_forgotten.server_cpu", "startup.idle_memory"}

@@ -120,7 +120,7 @@ def test_routes_by_pattern_decide_the_queue_unless_the_call_does(app):
     assert send.apply_async(queue="said").job().queue == "said"
     assert app.send_task("mail.urgent-one").job().queue == "urgent"
     assert app.send_task("sums.add").job().queue == "default"
-    assert app.queues() == ["default", "mail", "urgent"]
+    assert app.queue_names() == ["default", "mail", "urgent"]
 
 
 def test_a_route_may_be_a_function_of_the_name(app):

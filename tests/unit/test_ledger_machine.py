@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -238,6 +239,16 @@ class LedgerMachine(RuleBasedStateMachine):
             self.world.cancel({running[one % len(running)] for one in chosen}, interrupt)
         self.go_on(luck)
 
+    @rule(
+        queues=st.sampled_from([(), (), QUEUES[:1]]),
+        tasks=st.lists(positions, max_size=2),
+        luck=lucks,
+    )
+    def hold_back(self, queues: Sequence[str], tasks: list[int], luck: int) -> None:
+        """Pause something, and let go what was paused before."""
+        self.world.hold_back(queues, {self.names[one % len(self.names)] for one in tasks})
+        self.go_on(luck)
+
     @rule(locked=st.sampled_from([0, 0, 1, 3]), luck=lucks)
     def answer(self, locked: int, luck: int) -> None:
         """Let the server answer one thing; others have locked some rows."""
@@ -301,6 +312,7 @@ class LedgerMachine(RuleBasedStateMachine):
         world = self.world
         world.cycle()
         world.change_trust(Trust.SURE)
+        world.hold_back()
         if not world.stop_asked and not self.hurries:
             world.run_until(
                 lambda: not world.database.jobs and not world.units and not world.events
@@ -315,7 +327,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_nothing_is_kept(self) -> None:
         one = self.world.ledger
         after = one.aftermath
-        kept = [after.suspects, after.over_limit, after.deciding, after.settling, one.cancelled]
+        kept = [
+            after.suspects,
+            after.over_limit,
+            after.deciding,
+            after.settling,
+            one.cancelled,
+            one.gates.held_back,
+        ]
         assert not any(kept), kept
         assert not one.limits.active
         assert [lane.held() for lane in one.lanes] == [0] * len(one.lanes)

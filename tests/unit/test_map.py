@@ -269,7 +269,7 @@ def test_a_worker_knows_the_built_in_tasks():
 
     assert sorted(other.tasks) == ["pgtasks.accumulate", "pgtasks.map", "pgtasks.starmap"]
     assert other.own_tasks() == []
-    assert other.queues() == ["default"]
+    assert other.queue_names() == ["default"]
 
 
 @pytest.mark.parametrize("name", ["pgtasks.map", "pgtasks.mine"])

@@ -84,7 +84,10 @@ def test_a_task_option_has_its_rule_and_its_message(said: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"pool": "gevent"}, "expected pool 'prefork', 'threads' or 'solo', found 'gevent'"),
+        (
+            {"pool": "gevent"},
+            "expected pool 'prefork', 'threads', 'solo' or 'beat', found 'gevent'",
+        ),
         ({"concurrency": 0}, "concurrency is a whole number from 1 to 1000, found 0"),
         ({"concurrency": 1001}, "concurrency is a whole number from 1 to 1000, found 1001"),
         ({"pool": "solo", "concurrency": 2}, "pool 'solo' runs one job at a time"),

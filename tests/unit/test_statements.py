@@ -54,7 +54,9 @@ def test_positional_agrees_with_named(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_statement_qualifies_what_it_names(name: str):
     text = re.sub(r"--.*", "", sql_of(name))
-    tables = r"job|job_history|job_bundle|claim|worker|queue|task|listener|unique_key|jobs"
+    tables = (
+        r"job|job_history|job_bundle|claim|worker|queue|task|listener|unique_key|jobs|schedules?"
+    )
 
     assert re.findall(rf"\b(?:from|join|into|update) ({tables})\b", text) == []
 

@@ -20,6 +20,8 @@ from pgtasks import (
 )
 from pgtasks.eager import EagerGroupResult
 from pgtasks.registry import Registry
+from pgtasks.schedules import Schedules
+from pgtasks.scheduling import Scheduling
 
 CLASSES = [
     App,
@@ -35,6 +37,7 @@ CLASSES = [
     group,
     chord,
     chunks,
+    Schedules,
 ]
 
 # Public names that begin with an a, and are nobody's twin.
@@ -79,7 +82,7 @@ ALONE = {
         "result",
         "group_result",
     }
-    | {name for name in vars(Registry) if not name.startswith("_")},
+    | {name for cls in (Registry, Scheduling) for name in vars(cls) if not name.startswith("_")},
     Task: {
         "apply",  # runs here and now, like the function itself
         "arguments",  # of a call, by name
@@ -113,6 +116,7 @@ ALONE = {
     group: {"shown_tasks", "skew", "unroll"} | DESCRIBING,
     chord: {"parts"} | DESCRIBING,
     chunks: {"group", "shown_tasks", "skew", "unroll"} | DESCRIBING,
+    Schedules: set(),
 }
 
 

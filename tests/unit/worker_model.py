@@ -129,6 +129,7 @@ class World:
         self.unborn = 0
         self.claimed: dict[Key, Claimed] = {}
         self.trust = Trust.SURE
+        self.gates = msg.GatesRead()
         self.stop_asked = False
         self.charged: list[str] = []
         self.lost: list[str] = []  # of at_most_once tasks, ended as such
@@ -162,7 +163,7 @@ class World:
             for event in happened
         ):
             self._check_nothing_begins()
-        if any(isinstance(event, msg.CancelAsked) for event in happened):
+        if any(isinstance(event, msg.CancelAsked | msg.GatesRead) for event in happened):
             self._check_skips()
         return done
 
@@ -269,6 +270,10 @@ class World:
         told = self.database.request_cancel(ids)
         self.events.append(msg.CancelAsked(told, told if interrupt else {}))
 
+    def hold_back(self, queues: Iterable[str] = (), tasks: Iterable[str] = ()) -> None:
+        """Pause these, and nothing else."""
+        self.events.append(msg.GatesRead(frozenset(queues), frozenset(tasks)))
+
     def lose_lease(self) -> None:
         self.database.rescue()
         self.events.append(msg.LeaseLost())
@@ -348,6 +353,7 @@ class World:
                 assert not self._in_pipe(number), "a suspect is not alone"
                 self.alone.add(number)
             assert not claimed.cancelled, "a cancelled job is sent"
+            assert over_limit is not None or not self._paused(claimed), "a paused job is sent"
             claimed.place, claimed.child = Place.PIPE, number
             claimed.deciding = over_limit is not None
             claimed.stale = False
@@ -504,10 +510,15 @@ class World:
 
     def _check_skips(self) -> None:
         for child in self.living():
-            cancelled = {one.serial for one in child.inbox if self._of(one.held).cancelled}
-            if len(cancelled) <= SKIPS // 2:  # with others, that run
-                below = {serial for serial in cancelled if serial < child.skip_below}
-                assert cancelled <= {*child.skips, *below}, "a cancelled job may begin"
+            unwanted = {
+                one.serial
+                for one in child.inbox
+                if self._of(one.held).cancelled
+                or (one.over_limit is None and self._paused(self._of(one.held)))
+            }
+            if len(unwanted) <= SKIPS // 2:  # with others, that run
+                below = {serial for serial in unwanted if serial < child.skip_below}
+                assert unwanted <= {*child.skips, *below}, "a cancelled or paused job may begin"
 
     def check_duties(self) -> None:
         """Assert that everything that is due was done, and that the ledger wakes for what comes next."""
@@ -629,7 +640,10 @@ class World:
                         else None
                     )
                     place = Place.ENDED if kind else self._unbegun
-                    self.claimed[token, row.id] = Claimed(row, place, kind=kind)
+                    claimed = Claimed(row, place, kind=kind)
+                    if not kind and self._paused(claimed):
+                        claimed.place = Place.RETURNING
+                    self.claimed[token, row.id] = claimed
             case msg.ChildStarted(number):
                 self.known_children.add(number)
             case msg.Reported(number, records):
@@ -671,8 +685,18 @@ class World:
                     self._note_give_up()
             case msg.StopAsked():
                 self._note_give_up()
+            case msg.GatesRead():
+                self.gates = event
+                for claimed in self.claimed.values():
+                    if claimed.place in UNSENT and self._paused(claimed):
+                        claimed.place = Place.RETURNING
             case _:
                 pass
+
+    def _paused(self, claimed: Claimed) -> bool:
+        """Whether a job may not begin."""
+        row = claimed.row
+        return row.queue in self.gates.paused_queues or row.task in self.gates.paused_tasks
 
     def _note_give_up(self) -> None:
         for claimed in self.claimed.values():
@@ -781,7 +805,8 @@ class World:
             claimed.place = Place.CRASHED
 
     def _note_again(self, claimed: Claimed, place: Place) -> None:
-        claimed.place = place if self._open and not claimed.stale else Place.RETURNING
+        waits = self._open and not claimed.stale and not self._paused(claimed)
+        claimed.place = place if waits else Place.RETURNING
 
     # To the end
 

@@ -1,6 +1,6 @@
 """Two transactions in every order, each against its own small scene: none may end as no serial order does.
 
-Also inside of the functions of the schema; see `tests/fixtures/schedules.py`. A failure prints the
+Also inside of the functions of the schema; see `tests/fixtures/stage.py`. A failure prints the
 schedule: one column a session, and between its statements the gates of its functions, as ``(1)``.
 """
 
@@ -20,8 +20,8 @@ from pgtasks.db.run import run
 from pgtasks.db.statements import Statement
 from tests.fixtures.database import RUN, WORKER, create, drop
 from tests.fixtures.database_model import assert_sound, read_tables
-from tests.fixtures.schedules import Ending, Script, Stage
 from tests.fixtures.simulated_worker import EVERYTHING
+from tests.fixtures.stage import Ending, Script, Stage
 
 Connection = psycopg.Connection[Any]
 
@@ -167,6 +167,7 @@ def finish(
     token: str,
     outcome: str = "succeeded",
     *,
+    result: str = "1",
     delay: float = 0.0,
     claims: Sequence[str] = (),
     queue: str = "default",
@@ -178,7 +179,7 @@ def finish(
         id=list(ids),
         token=[token] * n,
         outcome=[outcome] * n,
-        result=["1"] * n,
+        result=[result] * n,
         error=[json.dumps({"type": "E", "message": "", "traceback": "", "args": None})] * n,
         delay=[delay] * n,
         age=[0.25] * n,
@@ -435,6 +436,30 @@ FINISH_A = do(finish([A], OURS, claims=[OURS]))
 FINISH_B = do(finish([B], THEIRS, claims=[THEIRS]))
 FAIL_A = do(finish([A], OURS, "failed", claims=[OURS]))
 FAIL_B = do(finish([B], THEIRS, "failed", claims=[THEIRS]))
+# A then waits for D, in a step of its own.
+REPLACE = do(
+    finish(
+        [A],
+        OURS,
+        "replace",
+        result=json.dumps(
+            {
+                "bundles": [{"id": ANOTHER, "kind": "step", "depth": 0, "total": 1}],
+                "jobs": [
+                    {"id": D, "task": "echo", "args": "[]", "kwargs": "{}", "bundle_id": ANOTHER}
+                ],
+                "last": {
+                    "task": "echo",
+                    "args": "[]",
+                    "kwargs": "{}",
+                    "after_bundle_id": ANOTHER,
+                    "after_on": "success",
+                },
+            }
+        ),
+        claims=[OURS],
+    )
+)
 CLAIM = do(claim(2, NEXT))
 FORGET = do(statement("delete_claims", claims=[OURS]))
 
@@ -553,6 +578,13 @@ SCENES = {
     "rescue of two claims × cancel": Scene(two_claims, [do(rescue(1))], [cancel(A, B)]),
     "cancel of an inner step × fail": Scene(inner_chain, [cancel(C)], [FAIL_A]),
     "cancel of an inner chain × fail": Scene(inner_chain, [cancel(A, C, D)], [FAIL_A]),
+    # A graph in the place of a running job
+    "replace × cancel": Scene(held(A), [REPLACE], [cancel(A)]),
+    "replace × delete": Scene(held(A), [REPLACE], [delete(A)]),
+    "replace × rescue": Scene(held(A), [REPLACE], [do(rescue(1))]),
+    "replace × claim": Scene(held(A), [REPLACE], [CLAIM]),
+    "replace in a group × finish": Scene(group, [REPLACE], [FINISH_B]),
+    "replace in a group × cancel": Scene(group, [REPLACE], [cancel(A, B, C)]),
     # Bundles
     "finish × finish": Scene(group, [FINISH_A], [FINISH_B]),
     "finish × fail": Scene(group, [FINISH_A], [FAIL_B]),
@@ -684,6 +716,7 @@ QUICK = (
     "cancel × finish of two outcomes",
     "cancel of a member × finish of another",
     "cancel of a waiter × fail",
+    "replace × cancel",
     "reset × cancel",
     "finish × finish",
     "finish × wait",
