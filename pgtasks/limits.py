@@ -119,15 +119,6 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
         """The name by which the rate is known in the database."""
         return None if self.rate is None else self.rate.name or self.task
 
-    @property
-    def has_key(self) -> bool:
-        """Whether anything must be computed for each job."""
-        return (
-            self.fair_by is not None
-            or (self.limit is not None and self.limit.key is not None)
-            or (self.rate is not None and self.rate.key is not None)
-        )
-
     def check(self, names: Collection[str] | None) -> None:
         """Raise ConfigurationError unless the keys can be computed.
 
@@ -152,13 +143,18 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
             ConfigurationError: a key function raises, or returns what cannot be a key, or wants an argument that is
                 not known yet.
         """
-        keys = {}
-        if self.limit is not None and self.limit.key is not None:
-            key = make_key(self.task, self.limit.key, arguments, option="limit")
-            keys["limit_key"] = f"{self.limit_name} {key}"
-        if self.rate is not None and self.rate.key is not None:
-            key = make_key(self.task, self.rate.key, arguments, option="rate")
-            keys["rate_key"] = f"{self.rate_name} {key}"
+        keys: dict[str, str] = {}
+        for option, name, said in (
+            ("limit", self.limit_name, self.limit),
+            ("rate", self.rate_name, self.rate),
+        ):
+            if name is not None and said is not None:
+                # Without a key of its own the name alone: else a claim would have to add it.
+                keys[f"{option}_key"] = (
+                    name
+                    if said.key is None
+                    else f"{name} {make_key(self.task, said.key, arguments, option=option)}"
+                )
         if self.fair_by is not None:
             keys["fair_key"] = make_key(self.task, self.fair_by, arguments, option="fair_by")
         return keys

@@ -519,7 +519,7 @@ class Task(Generic[P, R]):
             apply_call_options(job, said)
         if options.unique is not False or (said and not UNIQUE_OPTIONS.isdisjoint(said)):
             make_unique(job, options, said or {}, lambda: self._arguments(args, kwargs, given))
-        if self.gates is not None and self.gates.has_key:
+        if self.gates is not None:
             keys = self.gates.keys(self._arguments(args, kwargs, given))
             job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()

@@ -195,20 +195,18 @@ begin
 end
 $$;
 
--- The queues that some worker serves now: elsewhere nobody is admitted, since a place that nobody uses would be
--- taken from others.
+-- The queues that some worker serves now, and that are not paused: elsewhere nobody is admitted, since a place that
+-- nobody uses would be taken from others.
 create function pgtasks.served_queues() returns text[]
 language plpgsql as $$
 begin
-    return array(select distinct q from pgtasks.worker w, unnest(w.queues) q where w.state = 'running');
-end
-$$;
-
--- A key as it stands in an index: what plain SQL wrote may be of any length.
-create function pgtasks.short_key(p_key text) returns text
-language plpgsql immutable as $$
-begin
-    return case when length(p_key) <= 401 then p_key else left(p_key, 301) || ' ' || md5(p_key) end;
+    return array(
+        select distinct q.name
+        from pgtasks.worker w
+        cross join unnest(w.queues) as q (name)
+        where w.state = 'running'
+            and not exists (select from pgtasks.queue p where p.name = q.name and p.paused_at is not null)
+    );
 end
 $$;
 
@@ -298,11 +296,13 @@ $$;
 -- tokens; parks those without. A limit goes first: who does not get a place takes no token, and without a token
 -- no place is taken.
 --
--- p_fresh: they have not waited yet, and stand behind those that wait for the same. Returns who was admitted; the keys
--- that have no room, and no tokens, as jsonb objects; and the keys of which somebody waits although there may be room.
+-- p_fresh: they have not waited yet, and stand behind those that wait for the same; and they are claimed right now, by
+-- an update that also writes that they are admitted: each update more costs an entry in each index. Until then
+-- p_taken says how many places of each key were given away. Returns who was admitted; these counts; the keys that have no room, and no tokens, as jsonb objects; the keys of which somebody waits
+-- although there may be room; and how many were not admitted.
 create function pgtasks.pass_jobs(
-    p_ids uuid[], p_fresh boolean, p_most integer,
-    out passed uuid[], out full_keys jsonb, out dry_keys jsonb, out open_keys text[], out stopped integer
+    p_ids uuid[], p_fresh boolean, p_most integer, p_taken jsonb,
+    out passed uuid[], out taken jsonb, out full_keys jsonb, out dry_keys jsonb, out open_keys text[], out stopped integer
 )
 language plpgsql
 set enable_seqscan = off
@@ -317,20 +317,30 @@ declare
     v_ids uuid[];
     v_limit_keys text[];   -- of each job
     v_rate_keys text[];
+    v_keyed boolean[];     -- whether the keys stand in its options
     v_locked text[];
     v_become text[];       -- of each job
 begin
-    -- In their order; keys whose limit nobody publishes bind nobody.
+    -- In their order; keys whose limit nobody publishes bind nobody. What plain SQL wrote may be of any length, and an
+    -- index takes 2,700 bytes.
     select
         coalesce(array_agg(c.id order by c.priority desc, c.seq), '{}'),
         coalesce(array_agg(case when l.name is not null then c.limit_key end order by c.priority desc, c.seq), '{}'),
-        coalesce(array_agg(case when r.name is not null then c.rate_key end order by c.priority desc, c.seq), '{}')
-    into v_ids, v_limit_keys, v_rate_keys
+        coalesce(array_agg(case when r.name is not null then c.rate_key end order by c.priority desc, c.seq), '{}'),
+        coalesce(
+            array_agg(
+                (l.name is null or c.said ->> 'limit_key' = c.limit_key)
+                    and (r.name is null or c.said ->> 'rate_key' = c.rate_key)
+                order by c.priority desc, c.seq
+            ),
+            '{}'
+        )
+    into v_ids, v_limit_keys, v_rate_keys, v_keyed
     from (
         select
-            j.id, j.priority, j.seq,
-            pgtasks.short_key(coalesce(j.options ->> 'limit_key', g.limit_name)) as limit_key,
-            pgtasks.short_key(coalesce(j.options ->> 'rate_key', g.rate_name)) as rate_key
+            j.id, j.priority, j.seq, j.options as said,
+            left(coalesce(j.options ->> 'limit_key', g.limit_name), 401) as limit_key,
+            left(coalesce(j.options ->> 'rate_key', g.rate_name), 401) as rate_key
         from pgtasks.job j
         left join pgtasks.task_gate g on g.task = j.task
         where j.id = any(p_ids)
@@ -350,7 +360,7 @@ begin
         from unnest(v_ids, v_limit_keys, v_rate_keys) with ordinality as n (id, limit_key, rate_key, place)
     ), limited as (
         select
-            r.key, r.room,
+            r.key, r.room - coalesce((p_taken ->> r.key)::integer, 0) as room,
             p_fresh and exists (
                 select
                 from pgtasks.job w
@@ -419,18 +429,35 @@ begin
     update pgtasks.job j
     set state = case n.become when 'pass' then 'ready' else 'parked' end,
         reason = case n.become when 'pass' then null else n.become end,
-        admitted = case n.become when 'pass' then j.seq end,
+        admitted = case when n.become = 'pass' and not p_fresh then j.seq end,
         -- From now on they stand there, whoever wrote the job.
         options = nullif(
             coalesce(j.options, '{}')
             || jsonb_strip_nulls(jsonb_build_object('limit_key', n.limit_key, 'rate_key', n.rate_key)),
             '{}'
         )
-    from unnest(v_ids, v_become, v_limit_keys, v_rate_keys) as n (id, become, limit_key, rate_key)
+    from unnest(v_ids, v_become, v_limit_keys, v_rate_keys, v_keyed) as n (id, become, limit_key, rate_key, keyed)
     where j.id = any(v_ids)
         and j.id = n.id
-        and n.become in ('pass', 'limit', 'rate')
-        and (n.become = 'pass' or j.reason is distinct from n.become);
+        and case n.become
+            when 'pass' then not p_fresh or not coalesce(n.keyed, false)
+            when 'limit' then j.reason is distinct from 'limit'
+            when 'rate' then j.reason is distinct from 'rate'
+            else false
+        end;
+
+    taken := p_taken || coalesce(
+        (
+            select jsonb_object_agg(n.key, n.places)
+            from (
+                select n.limit_key as key, count(*) + coalesce((p_taken ->> n.limit_key)::integer, 0) as places
+                from unnest(v_become, v_limit_keys) as n (become, limit_key)
+                where n.become = 'pass' and n.limit_key is not null
+                group by n.limit_key
+            ) n
+        ),
+        '{}'
+    );
 
     if exists (select from unnest(v_rate_keys) k where k is not null) then
         perform pgtasks.take_rate_tokens(array_agg(t.key), array_agg(t.taken), 0)
@@ -461,6 +488,7 @@ set jit = off
 as $$
 declare
     v_served text[];
+    v_paused text[];
     v_locked text[];
     v_keys text[];
     v_ids uuid[] := '{}';
@@ -483,6 +511,7 @@ begin
         return 0;
     end if;
     v_served := pgtasks.served_queues();
+    v_paused := array(select t.name from pgtasks.task t where t.paused_at is not null);
 
     if cardinality(v_keys) > 0 then
         v_ids := array(
@@ -495,6 +524,7 @@ begin
                     and j.reason = 'limit'
                     and (j.options ->> 'limit_key') = r.key
                     and j.queue = any(v_served)
+                    and not j.task = any(v_paused)
                 order by j.priority desc, j.seq
                 limit least(greatest(coalesce(r.room, 1000), 0), 1000)
                 for update skip locked
@@ -513,6 +543,7 @@ begin
                     and j.reason = 'rate'
                     and (j.options ->> 'rate_key') = t.key
                     and j.queue = any(v_served)
+                    and not j.task = any(v_paused)
                 order by j.priority desc, j.seq
                 limit least(floor(coalesce(t.tokens, 1000))::integer, 1000)
                 for update skip locked
@@ -525,7 +556,7 @@ begin
         return 0;
     end if;
 
-    select p.passed into v_passed from pgtasks.pass_jobs(v_ids, false, cardinality(v_ids)) p;
+    select p.passed into v_passed from pgtasks.pass_jobs(v_ids, false, cardinality(v_ids), '{}') p;
     if cardinality(v_passed) > 0 then
         perform pgtasks.wake(array(select distinct j.queue from pgtasks.job j where j.id = any(v_passed)));
     end if;
@@ -803,13 +834,14 @@ end
 $$;
 
 -- The second step of a claim where there is something to pass: of p_ids, which it has locked, returns those that may be
--- claimed, and others in place of those that may not, at most p_limit.
+-- claimed, and others in place of those that may not, at most p_limit; and which of these are admitted with that.
 --
 -- What must wait is parked, and the claim goes on behind it; from the third round on it steps over keys that it found
 -- full. Who is admitted already is claimed wherever he stands; those who take turns come one for one with the others.
 create function pgtasks.gate_jobs(
-    p_queue text, p_tasks text[], p_high integer[], p_low integer[], p_after bigint[], p_limit integer, p_ids uuid[]
-) returns uuid[]
+    p_queue text, p_tasks text[], p_high integer[], p_low integer[], p_after bigint[], p_limit integer, p_ids uuid[],
+    out ids uuid[], out admitted uuid[]
+)
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -819,8 +851,10 @@ set enable_nestloop = off
 set enable_sort = on
 set jit = off
 as $$
+#variable_conflict use_column
 declare
     v_ids uuid[] := p_ids;
+    v_admitted uuid[] := '{}';
     v_free uuid[] := '{}';   -- may be claimed
     v_bound uuid[];
     v_turns uuid[];
@@ -828,6 +862,7 @@ declare
     v_stopped integer;
     v_full jsonb := '{}';
     v_dry jsonb := '{}';
+    v_taken jsonb := '{}';
     v_open text[] := '{}';
     v_chosen uuid[];
 begin
@@ -871,13 +906,15 @@ begin
                 reason = 'turn',
                 admitted = null,
                 options = coalesce(j.options, '{}')
-                    || jsonb_build_object('fair_key', coalesce(pgtasks.short_key(j.options ->> 'fair_key'), ''))
+                    || jsonb_build_object('fair_key', coalesce(left(j.options ->> 'fair_key', 401), ''))
             where j.id = any(v_turns);
         end if;
         if cardinality(v_bound) > 0 then
             select p.* into v_pass
-            from pgtasks.pass_jobs(v_bound, true, greatest(0, p_limit - cardinality(v_free))) p;
+            from pgtasks.pass_jobs(v_bound, true, greatest(0, p_limit - cardinality(v_free)), v_taken) p;
+            v_taken := v_pass.taken;
             v_free := v_free || v_pass.passed;
+            v_admitted := v_admitted || v_pass.passed;
             v_full := v_full || v_pass.full_keys;
             v_dry := v_dry || v_pass.dry_keys;
             v_open := v_open || v_pass.open_keys;
@@ -894,6 +931,8 @@ begin
 
     -- Where somebody waits for what is free: he comes first.
     if cardinality(v_open) > 0 then
+        update pgtasks.job j set admitted = j.seq where j.id = any(v_admitted);
+        v_taken := '{}';
         perform pgtasks.admit(v_open, '{}');
     end if;
     v_free := v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit);
@@ -911,10 +950,9 @@ begin
 
         v_chosen := pgtasks.choose_turns(p_queue, p_tasks, p_limit, v_free);
         exit when cardinality(v_chosen) = 0;
-        select p.* into v_pass from pgtasks.pass_jobs(v_chosen, true, cardinality(v_chosen)) p;
-        if cardinality(v_pass.open_keys) > 0 then
-            perform pgtasks.admit(v_pass.open_keys, '{}');
-        end if;
+        select p.* into v_pass from pgtasks.pass_jobs(v_chosen, true, cardinality(v_chosen), v_taken) p;
+        v_taken := v_pass.taken;
+        v_admitted := v_admitted || v_pass.passed;
         -- Those who took their turn are in, and others as far as there is a place for them.
         v_free := v_pass.passed || array(
             select j.id
@@ -926,9 +964,10 @@ begin
         exit when v_pass.stopped = 0;
     end loop;
 
-    return array(
+    ids := case when cardinality(v_free) <= p_limit then v_free else array(
         select j.id from pgtasks.job j where j.id = any(v_free) order by j.priority desc, j.seq limit p_limit
-    );
+    ) end;
+    admitted := v_admitted;
 end
 $$;
 

@@ -41,6 +41,7 @@ declare
     v_ids uuid[] := '{}';
     v_more uuid[];
     v_range integer;
+    v_admitted uuid[];
     v_gated boolean := exists (select from pgtasks.queue q where q.name = p_queue);
 begin
     if v_gated then   -- how many the queue lets pass
@@ -93,7 +94,8 @@ begin
             limit 1
         )
     then
-        v_ids := pgtasks.gate_jobs(p_queue, p_tasks, p_high, p_low, p_after, p_limit, v_ids);
+        select g.ids, g.admitted into v_ids, v_admitted
+        from pgtasks.gate_jobs(p_queue, p_tasks, p_high, p_low, p_after, p_limit, v_ids) g;
     end if;
 
     if cardinality(v_ids) = 0 then
@@ -117,7 +119,11 @@ begin
     set token = p_token,
         worker_id = p_worker_id,
         attempt = j.attempt + 1,
-        started_at = now()
+        started_at = now(),
+        -- Of plain jobs this is no change, and the update a HOT one.
+        state = 'ready',
+        reason = null,
+        admitted = case when j.id = any(v_admitted) then j.seq else j.admitted end
     where j.queue = p_queue
         and j.id = any(v_ids)
     returning

@@ -123,7 +123,6 @@ FUNCTIONS: dict[str, set[str]] = {
     "pass_jobs": NOBODY,
     "rate_tokens": NOBODY,
     "served_queues": NOBODY,
-    "short_key": NOBODY,
     "take_rate_tokens": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
@@ -152,7 +151,7 @@ FUNCTIONS: dict[str, set[str]] = {
 # As whoever calls: they touch no table of ours, or are called by a function that is the owner's.
 INVOKER = {
     "admit", "choose_turns", "gate_jobs", "limit_room", "lock_admitted", "lock_keys", "lock_next", "next_token_in",
-    "next_turns", "pass_jobs", "rate_tokens", "served_queues", "short_key", "take_rate_tokens",
+    "next_turns", "pass_jobs", "rate_tokens", "served_queues", "take_rate_tokens",
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",

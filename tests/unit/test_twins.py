@@ -85,6 +85,7 @@ ALONE = {
     | {name for cls in (Registry, Scheduling) for name in vars(cls) if not name.startswith("_")},
     Task: {
         "apply",  # runs here and now, like the function itself
+        "arguments",  # of a call, by name
         "AsyncResult",
         "chunks",
         "map",
