@@ -252,6 +252,8 @@ def test_nobody_waits_for_the_disk(echo, worker, connection):
 def test_the_jobs_are_found_by_their_key_also_in_a_table_never_analysed(
     app, echo, worker, connection, statement
 ):
+    if connection.info.server_version < 150000:
+        pytest.skip("PostgreSQL 14 cannot be told to count now: pg_stat_force_next_flush()")
     app.enqueue_many([echo.s()] * 3000)
     held = worker.claim(limit=3)
     record = recorder(worker)
