@@ -37,7 +37,7 @@ BATCH = 200
 TICKS = 1000
 # Workers wake at the same tick: within this time by chance, so that mostly one finds it and the others find it done.
 SPREAD = 0.03
-# When another worker is at what this one wanted, it looks again after about this long.
+# When somebody else is at what this one wanted, it looks again after about this long, doubling up to REFUSED.
 BUSY = 0.05
 # When the database refused, for whatever reason but the schedule itself.
 REFUSED = 1.0
@@ -68,6 +68,7 @@ class Ticks:
         self._wake_at = wake_at
         self._every = LOOK_EVERY_DEAF if deaf else LOOK_EVERY
         self._batch = BATCH
+        self._busy = BUSY
         self._asking = False
         self._look_again = False
 
@@ -131,16 +132,22 @@ class Ticks:
             if isinstance(reply, list):
                 moved = set(reply[0][0])
                 _tell((one, plans[one.name]) for one in taken if one.name in moved)
-                at_once = len(moved) == len(taken)
-                self._wake_at(
-                    0.0 if at_once else time.monotonic() + BUSY * random.uniform(0.5, 1.5)
-                )
+                self._go_on(done=len(moved) == len(taken))
             elif isinstance(reply, Failed) and reply.sqlstate[:2] in ("22", "23", "42", "54", "P0"):
                 self._apart(taken, reply.message)
             else:
                 self._refused("tick_schedules", reply)
 
         self._ask("tick_schedules", parameters, done, now)
+
+    def _go_on(self, *, done: bool) -> None:
+        """Look again: at once, or if somebody else is at what this one wanted, a little later each time."""
+        if done:
+            self._busy = BUSY
+            self._wake_at(0.0)
+        else:
+            self._wake_at(time.monotonic() + self._busy * random.uniform(0.5, 1.5))
+            self._busy = min(2 * self._busy, REFUSED)
 
     def _apart(self, due: Sequence[Due], why: str) -> None:
         """Take schedules one by one, since one of them is refused; and let that one alone for a while."""

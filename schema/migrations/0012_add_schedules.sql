@@ -165,41 +165,55 @@ end
 $$;
 revoke all on function pgtasks.due_schedules(integer) from public;
 
--- The jobs of schedules, as their rows say. One whose unique key another job has is not inserted: that one stands for it.
--- Returns the ids, of these or of those.
+-- The jobs of schedules, as their rows say; returns their ids. A job that is unique, and whose key another one has, is not
+-- inserted: that other's id comes back.
 create function pgtasks.enqueue_scheduled(p_ids uuid[], p_names text[], p_ticks timestamptz[]) returns uuid[]
 language plpgsql
 set lock_timeout = '500ms'   -- for keys: whoever takes one may leave his transaction open
 as $$
 declare
-    v_ids uuid[] := p_ids;
-    v_taken record;
+    v_refused uuid[] := '{}';
+    v_holders uuid[] := '{}';
 begin
-    for v_taken in
-        select t.id, k.holder
-        from (
+    -- One job for each key, and the others of this batch wait behind it.
+    if exists (
+        select from pgtasks.schedule s where s.name = any(p_names) and s.options ? 'unique_key'
+    ) then
+        with wanted as (
             select
-                array_agg(coalesce(s.queue, k.queue, 'default')) as queues,
-                array_agg(s.options ->> 'unique_key') as keys, array_agg(t.id) as ids,
-                array_agg(pgtasks.option_number(s.options, 'unique_for')) as seconds,
-                array_agg(
-                    case
-                        when pgtasks.option_number(s.options, 'unique_for') is not null then null
-                        when s.options ->> 'unique_until' = 'started' then 'start'
-                        else 'finish'
-                    end
-                ) as releases
-            from unnest(p_ids, p_names) as t (id, name)
+                t.id, coalesce(s.queue, k.queue, 'default') as queue, s.options ->> 'unique_key' as key, s.options,
+                first_value(t.id) over (
+                    partition by coalesce(s.queue, k.queue, 'default'), s.options ->> 'unique_key' order by t.place
+                ) as first
+            from unnest(p_ids, p_names) with ordinality as t (id, name, place)
             join pgtasks.schedule s on s.name = t.name
             left join pgtasks.task k on k.name = s.task
-            where length(s.options ->> 'unique_key') between 1 and 401
-        ) a
-        cross join lateral pgtasks.take_keys(a.queues, a.keys, a.ids, a.seconds, a.releases) k
-        cross join lateral (select k.id::uuid) as t (id)
-        where a.ids is not null
-    loop
-        v_ids[array_position(p_ids, v_taken.id)] := v_taken.holder;
-    end loop;
+            where s.options ? 'unique_key'
+        ), refused as materialized (
+            select r.id::uuid as id, r.holder::uuid as holder
+            from (
+                select
+                    array_agg(w.queue) as queue, array_agg(w.key) as key, array_agg(w.id) as id,
+                    array_agg(pgtasks.option_number(w.options, 'unique_for')) as seconds,
+                    array_agg(
+                        case
+                            when pgtasks.option_number(w.options, 'unique_for') is not null then null
+                            when w.options ->> 'unique_until' = 'started' then 'start'
+                            else 'finish'
+                        end
+                    ) as release
+                from wanted w
+                where w.id = w.first
+            ) w
+            cross join lateral pgtasks.take_keys(w.queue, w.key, w.id, w.seconds, w.release) r
+        )
+        select array_agg(w.id), array_agg(coalesce(r.holder, w.first))
+        into v_refused, v_holders
+        from wanted w
+        left join refused r on r.id = w.first
+        where w.id <> w.first or r.id is not null;
+        v_refused := coalesce(v_refused, '{}');
+    end if;
 
     insert into pgtasks.job (
         id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin
@@ -211,9 +225,15 @@ begin
     from unnest(p_ids, v_ids, p_names, p_ticks) with ordinality as t (id, stands, name, tick, place)
     join pgtasks.schedule s on s.name = t.name
     left join pgtasks.task k on k.name = s.task
-    where t.id = t.stands
+    where t.id <> all(v_refused)
     order by t.place;
-    return v_ids;
+
+    return array(
+        select coalesce(h.holder, t.id)
+        from unnest(p_ids) with ordinality as t (id, place)
+        left join unnest(v_refused, v_holders) as h (id, holder) on h.id = t.id
+        order by t.place
+    );
 exception when lock_not_available then
     raise exception 'a transaction that is open takes the unique key of its job';
 end
@@ -365,6 +385,8 @@ declare
     v_declared_at timestamptz := now() - p_age * interval '1 second';
     v_names text[];
 begin
+    -- As keep_schedules and remove_schedules: what is declared here must not go there, unseen.
+    perform pg_advisory_xact_lock(7236412, 3);
     insert into pgtasks.schedule_declaration (worker_id, app, declared_at, definitions)
     values (p_worker_id, p_app, v_declared_at, p_definitions);
 
@@ -388,6 +410,29 @@ end
 $$;
 revoke all on function pgtasks.declare_schedules(bigint, text, double precision, jsonb) from public;
 
+-- Lets rows be what the newest live worker that has them says; returns which are in any live worker's code.
+create function pgtasks.redefine_schedules(p_names text[]) returns text[]
+language plpgsql as $$
+declare
+    v_names text[];
+    v_workers bigint[];
+begin
+    select array_agg(n.name), array_agg(n.worker_id)
+    into v_names, v_workers
+    from (
+        select distinct on (o.name) o.name, d.worker_id
+        from unnest(p_names) as o (name)
+        join pgtasks.schedule_declaration d on d.definitions ? o.name
+        order by o.name, d.declared_at desc, d.worker_id desc
+    ) n;
+    if v_names is not null then
+        perform pgtasks.define_schedules(v_names, v_workers);
+    end if;
+    return coalesce(v_names, '{}');
+end
+$$;
+revoke all on function pgtasks.redefine_schedules(text[]) from public;
+
 -- Looks after the rows that come from code: the newest live worker that has a schedule says what it is; one that no
 -- live worker has does not tick, and goes
 -- - at once, if a worker of its app knows its task: whoever has that has the newer code;
@@ -402,8 +447,7 @@ set search_path = pgtasks, pg_catalog, pg_temp
 as $$
 declare
     v_orphans text[];
-    v_names text[];
-    v_workers bigint[];
+    v_known text[];
     v_count integer;
 begin
     if not pg_try_advisory_xact_lock(7236412, 3) then
@@ -411,33 +455,23 @@ begin
     end if;
     delete from pgtasks.schedule_tick t where t.tick < now() - interval '3 hours';
 
+    -- One that somebody is at waits for the next time.
     v_orphans := array(
         select s.name
         from pgtasks.schedule s
         where s.declared_by = 'code'
             and not exists (select from pgtasks.schedule_declaration d where d.worker_id = s.worker_id)
         order by s.name
+        for update of s skip locked
     );
     if cardinality(v_orphans) = 0 then
         return 0;
     end if;
-    perform from pgtasks.schedule s where s.name = any(v_orphans) order by s.name for update;
-
-    select array_agg(n.name), array_agg(n.worker_id)
-    into v_names, v_workers
-    from (
-        select distinct on (o.name) o.name, d.worker_id
-        from unnest(v_orphans) as o (name)
-        join pgtasks.schedule_declaration d on d.definitions ? o.name
-        order by o.name, d.declared_at desc, d.worker_id desc
-    ) n;
-    if v_names is not null then
-        perform pgtasks.define_schedules(v_names, v_workers);
-    end if;
+    v_known := pgtasks.redefine_schedules(v_orphans);
 
     update pgtasks.schedule s
     set undeclared_at = now()
-    where s.name = any(v_orphans) and s.name <> all(coalesce(v_names, '{}')) and s.undeclared_at is null;
+    where s.name = any(v_orphans) and s.name <> all(v_known) and s.undeclared_at is null;
 
     delete from pgtasks.schedule s
     where s.name = any(v_orphans)
@@ -544,18 +578,17 @@ language plpgsql
 security definer
 set search_path = pgtasks, pg_catalog, pg_temp
 as $$
-declare
-    v_id uuid := pgtasks.new_id();
 begin
     if not exists (select from pgtasks.schedule s where s.name = p_name) then
         return null;
     end if;
-    return (pgtasks.enqueue_scheduled(array[v_id], array[p_name], array[null::timestamptz]))[1];
+    return (pgtasks.enqueue_scheduled(array[pgtasks.new_id()], array[p_name], array[null::timestamptz]))[1];
 end
 $$;
 revoke all on function pgtasks.run_schedule(text) from public;
 
--- Removes schedules, but those that a live worker has in its code: it would come back. Returns which went.
+-- Removes schedules, but those that a live worker has in its code: it would come back. Returns which went. Where one
+-- that was added by hand stood before one of the same name in code, that one comes.
 create function pgtasks.remove_schedules(p_names text[]) returns text[]
 language plpgsql
 security definer
@@ -564,6 +597,7 @@ as $$
 declare
     v_removed text[];
 begin
+    perform pg_advisory_xact_lock(7236412, 3);
     perform from pgtasks.schedule s where s.name = any(p_names) order by s.name for update;
     with removed as (
         delete from pgtasks.schedule s
@@ -575,6 +609,7 @@ begin
         returning s.name
     )
     select coalesce(array_agg(r.name order by r.name), '{}') into v_removed from removed r;
+    perform pgtasks.redefine_schedules(v_removed);
     return v_removed;
 end
 $$;

@@ -17,6 +17,7 @@ EXPECTED = {
     "retries": "order 1 printed at attempt 3",
     "groups": "1000 of 1000 succeeded",
     "progress": "/30 (",
+    "schedules": "nightly: 30 2 * * *, active, next ",
     "transaction": "1 job was enqueued",
     "asynchronous": "'page 4'",
     "without_database": "Ann pays until 24 December",

@@ -92,6 +92,7 @@ FUNCTIONS: dict[str, set[str]] = {
     # Called by the others, or by a trigger.
     "define_schedules": NOBODY,
     "enqueue_scheduled": NOBODY,
+    "redefine_schedules": NOBODY,
     "renew_schedule": NOBODY,
     "set_schedules": NOBODY,
     "tell_schedules": NOBODY,
@@ -156,7 +157,7 @@ INVOKER = {
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
     "option_number", "replace_job", "results_of", "was_refused", "retake_keys", "release_keys", "move_keys",
-    "define_schedules", "enqueue_scheduled", "renew_schedule", "set_schedules", "tell_schedules",
+    "define_schedules", "enqueue_scheduled", "redefine_schedules", "renew_schedule", "set_schedules", "tell_schedules",
     "apply_declared", "count_held", "count_tokens", "gate_room", "next_token", "open_gate", "take_tokens", "tell_gates",
 }  # fmt: skip
 

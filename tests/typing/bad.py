@@ -170,3 +170,9 @@ def wrong_options() -> None:
     WorkerOptions(concurrencies=3)  # type: ignore[call-arg]
     WorkerOptions(concurrency="3")  # type: ignore[arg-type]
     App("shop", routes=3)  # type: ignore[arg-type]
+
+
+def wrong_schedules() -> None:
+    app.schedule(["* * * * *"])  # type: ignore[arg-type]
+    app.add_periodic_task(5, send_email)  # type: ignore[arg-type]
+    app.schedules.run_now(3)  # type: ignore[arg-type]

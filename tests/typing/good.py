@@ -15,13 +15,16 @@ from pgtasks import (
     Partial,
     Progress,
     ResultSet,
+    Schedule,
     Signature,
     Task,
     allow_join_result,
     chain,
     chord,
     chunks,
+    crontab,
     current_job,
+    every,
     expo,
     fixed,
     group,
@@ -33,6 +36,8 @@ from pgtasks import (
 app = App("shop", soft_time_limit=60, time_limit=90)
 
 
+@app.schedule("30 2 * * *", timezone="Europe/Vienna", catch_up="all", args=("ann@example.com",))
+@app.schedule(every(timedelta(hours=6)), name="often", args=("ann@example.com",), queue="mail")
 @app.task
 def send_email(to: str, subject: str = "Welcome") -> str:
     return to + subject
@@ -348,3 +353,12 @@ def listeners() -> None:
 
     @app.on_child_start
     def started() -> None: ...
+
+
+async def ticking() -> None:
+    name = app.add_periodic_task(crontab(minute=0, hour={1, 2}), send_email.s("ann@example.com"))
+    assert_type(name, str)
+    assert_type(app.schedules.list(), list[Schedule])
+    assert_type(await app.schedules.aget(name), Schedule)
+    assert_type(app.schedules.run_now(name), AsyncResult[Any])
+    assert_type(send_email.delay("ann@example.com"), AsyncResult[str])  # as if it had no schedule
