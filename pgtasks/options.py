@@ -85,8 +85,9 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
             "finished", which is what holds if neither is said.
         on_conflict: what a call does whose key another job holds: "skip" returns that one's result, with
             ``created`` False; "replace" also gives it the arguments and the time of this call, if it still waits;
-            "raise" raises DuplicateJobError. Where something waits for the job (chains, chords, callbacks), it raises
-            in any case.
+            "raise" raises DuplicateJobError. Of a group such a call makes no member, and in the list of `enqueue_many`
+            it has the other's result. Where something waits for the job (chains, chords, callbacks, more members of
+            a group), it raises in any case, before anything is written.
         bind: the function's first parameter is the task itself.
         raw: the function receives the `Job` and nothing else.
     """

@@ -458,6 +458,35 @@ def test_finished_jobs_are_retried_by_id(run: Run, connection: psycopg.Connectio
     assert "is ready: only a finished job" in run("jobs", "retry", waiting, code=1).stderr
 
 
+def test_waiting_jobs_are_rescheduled(run: Run):
+    id = add.apply_async((1, 2), countdown=60, unique=True).id
+
+    said = run(
+        "jobs", "reschedule", id, "--start-at", "2h", "--priority", "3", "-Q", "other"
+    ).stdout
+    assert f"rescheduled job {id}: scheduled, starts " in said
+    assert said.endswith("queue other, priority 3\n")
+    assert json.loads(run("jobs", "reschedule", id, "--now", "--json").stdout)["state"] == "ready"
+    assert "expected --start-at, --now, --priority" in run("jobs", "reschedule", id, code=2).stderr
+    both = run("jobs", "reschedule", id, "--now", "--start-at", "1h", code=2)
+    assert "found both" in both.stderr
+    assert "is not a name" in run("jobs", "reschedule", id, "-Q", "no name", code=2).stderr
+    app.cancel(id)
+    assert "only a job that waits" in run("jobs", "reschedule", id, "--now", code=1).stderr
+
+
+def test_a_job_says_whether_it_has_its_unique_key(run: Run, connection: psycopg.Connection[Any]):
+    first = add.apply_async((1, 2), unique="{a}").id
+    assert "unique, holds key 1 until it is finished" in run("jobs", "show", first).stdout
+    fail(connection, first)
+    assert "unique, key 1 is free" in run("jobs", "show", first).stdout
+    second = add.apply_async((1, 2), unique="{a}").id
+
+    assert f"unique, key 1 is held by job {second}" in run("jobs", "show", first).stdout
+    refused = run("jobs", "retry", first, code=1)
+    assert f"is held by job {second}: it can be retried when that one is finished" in refused.stderr
+
+
 def test_many_are_retried_after_a_question(run: Run, connection: psycopg.Connection[Any]):
     failed = [one.id for one in app.enqueue_many([add.s(1, 1) for _ in range(3)])]
     for id in failed:

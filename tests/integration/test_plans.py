@@ -223,6 +223,37 @@ def test_a_finish_finds_its_jobs_by_id(connection, plans, worker):
         check(plan, BY_ID, BY_TOKEN)
 
 
+def keys_read(plan: list[dict[str, Any]]) -> set[str]:
+    """Return the indexes by which unique keys are found, each with what is looked up there."""
+    nodes = [one for one in plan if one.get("Relation Name") == "unique_key"]
+    found = {f"{one.get('Index Name')}: {one.get('Index Cond')}" for one in nodes}
+    return {re.sub(r"=.*", "=", one) for one in found if not one.startswith("None: None")}
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("full", [False, True])
+def test_unique_keys_are_found_by_their_jobs_and_their_names(app, connection, plans, worker, full):
+    if full:
+        connection.execute(
+            "insert into pgtasks.unique_key (queue, key, job_id, release)"
+            " select 'default', 'echo:x' || n, gen_random_uuid(), 'finish' from generate_series(1, 3000) n"
+        )
+    numbers = iter(range(1000))
+
+    def enqueue() -> None:
+        with app.connection(connection):
+            for until in ("started", "finished"):
+                number = next(numbers)
+                app.send_task("echo", (number,), unique=True, unique_until=until, priority=HIGHEST)
+
+    assert keys_read(plans.of(enqueue)) <= {"unique_key_pkey: ((queue ="}
+    batches: list[Any] = []
+    read = keys_read(plans.of(lambda: batches.append(worker.claim(limit=1, tasks=["echo"]))))
+    assert read in ({"unique_key_start: (job_id ="}, {"unique_key_job: (job_id ="})
+    read = keys_read(plans.of(lambda: worker.finish(batches.pop())))
+    assert read == {"unique_key_job: (job_id ="}
+
+
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("known", [0, 1, 500])
 @pytest.mark.parametrize("outcome", ["succeed", "fail"])

@@ -646,6 +646,30 @@ def test_a_migration_that_makes_a_function_anew_grants_it_again(owner, monkeypat
         owner.execute("delete from pgtasks.migrations where name = 'make_anew'")
 
 
+@pytest.mark.usefixtures("dsns")
+def test_who_might_enqueue_by_sql_may_after_the_migration_of_enqueue(fresh_dsn, monkeypatch):
+    everything = migrations.known()
+    role = login("outsider")
+    with psycopg.connect(fresh_dsn, autocommit=True) as owner:
+        monkeypatch.setattr(migrations, "known", lambda: everything[:8])
+        migrations.migrate(owner)
+        owner.execute(f'grant usage on schema pgtasks to "{role}"')
+        owner.execute(f'grant execute on function pgtasks.enqueue to "{role}" with grant option')
+        monkeypatch.setattr(migrations, "known", lambda: everything)
+        migrations.migrate(owner)
+        try:
+            owner.execute(f'set role "{role}"')
+            first, second = (
+                owner.execute("select pgtasks.enqueue('t', unique_key => 'a')").fetchone()
+                for _ in range(2)
+            )
+        finally:
+            owner.execute("reset role")
+            owner.execute(f'drop owned by "{role}"')
+
+    assert first == second
+
+
 def test_a_role_that_is_no_superuser_migrates_and_grants(server_dsn, fresh_dsn):
     """It needs CREATEROLE and a database of its own; who lacks it is told what to type."""
     name = login("migrator")

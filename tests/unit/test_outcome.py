@@ -198,6 +198,14 @@ def test_retry_in_a_task_without_a_number_works_three_times_every_three_minutes(
 def test_the_maximum_of_a_retry_counts_more_than_the_tasks():
     assert outcome(Retry(retries=5), job(4), retries=1).kind == "retry"
     assert outcome(Retry(retries=0), job(1), retries=5).kind == "failed"
+
+
+def test_a_retry_that_does_not_count_has_no_maximum():
+    result = outcome(Retry(after=5, count=False), job(4), retries=0)
+
+    assert (result.kind, result.delay, result.is_uncounted) == ("retry", 5, True)
+    assert not outcome(Retry(after=5), job(1), retries=3).is_uncounted
+    assert not outcome(ValueError(), job(4), retries=0).is_uncounted
     assert outcome(Retry(retries=1), job(1, retries=0)).kind == "retry"
 
 
