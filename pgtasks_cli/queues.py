@@ -225,6 +225,12 @@ def move(
         what = f"jobs of task {task}" if task else output.plural(waiting, "waiting job")
         confirm(f"move {what} from queue {source} to queue {target}?", force=force)
     moved = app.move_jobs(source, target, task=task)
+    if not task and moved < waiting:
+        output.remark(
+            session,
+            f"{output.plural(waiting - moved, 'job')} did not move: taken by a worker meanwhile, or unique, "
+            f"and another job has its key in {target}",
+        )
     output.show(
         session,
         {"moved": moved, "from": source, "to": target},

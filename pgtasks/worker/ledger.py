@@ -301,6 +301,7 @@ class Ledger:
         self.outbox.gone([ended.held])
         ended = ended._replace(kind="succeeded")
         self._tell.append(Tell(ended, late))
+        self._freed([ended], ended.stopped)
         if late:
             self.late += 1
         else:
@@ -318,8 +319,12 @@ class Ledger:
             if ended.kind == "retry":
                 due = ended.stopped + (ended.delay or 0.0)
                 self.lanes[0].intake.scheduled(ended.held.row.queue, due)
+        self._freed(done, now)
+
+    def _freed(self, ended: Sequence[Ended], now: float) -> None:
+        """Ask limited queues anew of which jobs ended."""
         if self.gates.read.limited_queues:
-            for queue in {ended.held.row.queue for ended in done}:
+            for queue in {one.held.row.queue for one in ended}:
                 for lane in self.lanes:
                     lane.intake.freed(queue, now)
 

@@ -44,7 +44,6 @@ class Shares:
         owed = {q: self._owed.get(q, 0.0) + want * weight / total for q, weight in weights.items()}
         asked = sorted(queues, key=lambda queue: -owed[queue])[:most]
         shares = {queue: max(0, int(owed[queue])) for queue in asked}
-        left = want - sum(shares.values())
         # What rounding, or the queues that are not asked, leave over (or took): by turns to who is owed most.
         while (left := want - sum(shares.values())) > 0:
             shares[max(asked, key=lambda queue: owed[queue] - shares[queue])] += 1

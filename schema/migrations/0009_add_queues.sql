@@ -367,15 +367,15 @@ begin
     )
     update pgtasks.job j
     set state = 'parked', reason = 'paused'
+    -- By the ids alone: with `state = 'ready'` the planner may read all of the claim index, and filter.
     where j.queue = p_queue
-        and j.state = 'ready'
-        and j.token is null
         and j.id = any(array(
             -- Not in the order of ids: so wait for nobody.
             select l.id
             from pgtasks.job l
             where l.queue = p_queue
                 and l.id = any(array(select h.id from head h where h.token is null and h.task = any(v_paused)))
+                and l.state not in ('blocked', 'scheduled', 'parked')
                 and l.token is null
             for update skip locked
         ));
@@ -390,6 +390,9 @@ create function pgtasks.unpark_paused(p_limit integer) returns integer
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
+-- By `= any(array)` and hash, for the reason that finish_queue has.
+set enable_mergejoin = off
+set enable_nestloop = off
 set jit = off
 as $$
 declare
@@ -429,7 +432,7 @@ begin
         update pgtasks.job j
         set state = 'ready', reason = null, seq = n.seq
         from numbered n
-        where j.queue = v_queue and j.id = n.id;
+        where j.queue = v_queue and j.id = any(array(select o.id from numbered o)) and j.id = n.id;
         get diagnostics v_moved = row_count;
         if v_moved > 0 then
             perform pgtasks.wake(array[v_queue]);
@@ -527,16 +530,22 @@ begin
             limit p_limit - v_count
         ) w;
 
-        update pgtasks.job j
-        set priority = greatest(j.priority, least(v_top, j.priority::bigint + v_by[array_position(v_ids, j.id)]))
-        where j.queue = p_queue
-            and j.state = 'ready'
-            and j.priority = v_queue.ageing_priority
-            and j.token is null
-            and j.id = any(array(
-                -- Not in the order of ids: so wait for nobody.
-                select l.id from pgtasks.job l where l.queue = p_queue and l.id = any(v_ids) for update skip locked
-            ));
+        if v_ids is not null then
+            update pgtasks.job j
+            set priority = greatest(j.priority, least(v_top, j.priority::bigint + v_by[array_position(v_ids, j.id)]))
+            where j.queue = p_queue
+                and j.id = any(array(
+                    -- Not in the order of ids: so wait for nobody. By the ids alone, as in park_paused.
+                    select l.id
+                    from pgtasks.job l
+                    where l.queue = p_queue
+                        and l.id = any(v_ids)
+                        and l.state not in ('blocked', 'scheduled', 'parked')
+                        and l.priority = v_queue.ageing_priority
+                        and l.token is null
+                    for update skip locked
+                ));
+        end if;
 
         v_queue.ageing_seq := case when v_looked < p_limit - v_count then null else v_last end;
         v_count := v_count + v_looked;
@@ -561,6 +570,9 @@ create function pgtasks.move_jobs(
 language plpgsql
 set enable_seqscan = off
 set enable_bitmapscan = off
+-- By `= any(array)` and hash, for the reason that finish_queue has.
+set enable_mergejoin = off
+set enable_nestloop = off
 set jit = off
 as $$
 #variable_conflict use_column
@@ -624,7 +636,7 @@ begin
     update pgtasks.job j
     set queue = p_to, seq = n.seq
     from numbered n
-    where j.queue = p_from and j.id = n.id
+    where j.queue = p_from and j.id = any(v_ids) and j.id = n.id
     returning j.id::text, null::text;
     if found then
         perform pgtasks.wake(array[p_to]);

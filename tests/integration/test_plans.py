@@ -214,6 +214,34 @@ def test_a_claim_and_a_look_of_a_limited_queue_go_the_same_ways_and_count_by_id(
 
 
 @pytest.mark.usefixtures("table")
+def test_what_parks_ages_and_moves_jobs_finds_them_in_line_and_writes_them_by_id(
+    connection, plans, worker, app
+):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 50})
+    connection.execute(
+        "insert into pgtasks.job (id, queue, task, priority) values (gen_random_uuid(), 'default', 'echo', 1000)"
+    )
+    connection.execute(
+        "update pgtasks.job set created_at = created_at - interval '1 h', start_at = null"
+    )
+    connection.execute("insert into pgtasks.task (name, queue) values ('echo', 'default')")
+    app.limit_queue("default", ageing=1)
+    app.pause_task("echo")
+
+    for step, parameters in {
+        "age_queue": {"limit": 5},
+        "park_paused": {"limit": 2},
+    }.items():
+        again = (
+            "update pgtasks.queue set aged_until = aged_until - interval '9 s', ageing_until = null"
+        )
+        plan = plans.of(
+            lambda: (connection.execute(again), worker.execute(step, queue="default", **parameters))  # noqa: B023
+        )
+        check([node for node in plan if node.get("Relation Name") != "queue"], BY_CLAIM, BY_ID)
+
+
+@pytest.mark.usefixtures("table")
 def test_a_finish_finds_its_jobs_by_id(connection, plans, worker):
     connection.execute(FILL, {"queue": "default", "state": "ready", "count": 100})
 

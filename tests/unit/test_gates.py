@@ -124,3 +124,27 @@ def test_queues_are_claimed_by_their_weights():
     claims = only(msg.Claim, worker.tell(msg.Woken(None)))
 
     assert {one.queue: one.limit for one in claims} == {QUEUE: 400, QUEUES[1]: 100}
+
+
+def test_paused_jobs_that_a_dead_child_had_not_begun_go_back_and_to_no_other_child():
+    worker = Worker(children=2)
+    worker.measure(1e-5)
+    jobs = sent(worker.claimed(*tasks(6)))
+    worker.tell(msg.GatesRead(paused_queues=frozenset([QUEUE])))
+
+    commands = worker.tell(worker.death(1, 1, {"signal": 9}))
+
+    assert set(released(commands)) == set(jobs[1][1:])
+    assert sent(commands) == {}
+
+
+def test_paused_jobs_that_would_run_again_alone_go_back():
+    worker = Worker(children=2)
+    worker.measure(1e-5)
+    worker.claimed(*tasks(6))
+    suspect = next(worker.ledger.crew.members[1].jobs())
+    worker.ledger.aftermath.suspects.append(suspect)
+
+    commands = worker.tell(msg.GatesRead(paused_queues=frozenset([QUEUE])))
+
+    assert released(commands) == [suspect]
