@@ -3,7 +3,7 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
-BENCHMARKS := canvas claim drain enqueue latency startup unique
+BENCHMARKS := canvas claim drain enqueue flow latency schedules startup unique
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test chaos chaos-long lint types layers bench coverage check

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Found = list[Schedule]
 
 EDITABLE = ("spec", "timezone", "catch_up", "args", "kwargs", "queue", "priority", "expires")
+# What a job carries that is made of its arguments; see `pgtasks.unique` and `pgtasks.limits`.
+KEYS = ("unique_key", "limit_key", "rate_key", "fair_key")
 
 
 class Schedules:
@@ -117,19 +119,26 @@ class Schedules:
 
         Raises:
             NotFoundError: there is none of that name.
-            ConfigurationError: there is no such thing to change, or its value is not one.
+            ConfigurationError: there is no such thing to change, or its value is not one; or keys are made of its
+                arguments, and this app does not know how.
         """
         from pgtasks.db import operations
 
         said = self._changes(name, changes)
-        self._app.run(operations.edit_schedule(name, said, forget=forget))
+        if "args" in said or "kwargs" in said:
+            said |= self._keys(self.get(name), changes)
+        self._app.run(operations.edit_schedule(name, codec.encode(said, "changes"), forget=forget))
 
     async def aedit(self, name: str, *, forget: bool = False, **changes: Any) -> None:
         """Change a schedule; see `edit`."""
         from pgtasks.db import operations
 
         said = self._changes(name, changes)
-        await self._app.arun(operations.edit_schedule(name, said, forget=forget))
+        if "args" in said or "kwargs" in said:
+            said |= self._keys(await self.aget(name), changes)
+        await self._app.arun(
+            operations.edit_schedule(name, codec.encode(said, "changes"), forget=forget)
+        )
 
     def pause(self, *names: str, by: str | None = None) -> None:
         """Let schedules tick no more, also those from code, until they are resumed.
@@ -223,7 +232,30 @@ class Schedules:
         )
         return codec.encode(said, "schedule")
 
-    def _changes(self, name: str, changes: Mapping[str, Any]) -> str:
+    def _keys(self, row: Schedule, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what else is stored of a change of arguments: the keys that the task makes of the new ones.
+
+        Raises:
+            ConfigurationError: the task is not known here, or makes no such key.
+        """
+        before = row.options or {}
+        kept = {key for key in KEYS if key in before}
+        if not kept:
+            return {}
+        made: Mapping[str, Any] = {}
+        if row.task in self._app.tasks:
+            args = changes.get("args", codec.decode(row.args_json, "args"))
+            kwargs = changes.get("kwargs", codec.decode(row.kwargs_json, "kwargs"))
+            job = self._app.tasks[row.task].new_job(args, kwargs)
+            made = codec.decode(job.options, "options") if job.options else {}
+        if not kept <= made.keys():
+            raise ConfigurationError(
+                f"jobs of schedule {row.name!r} have a {' and a '.join(sorted(kept))}, made of their arguments, and "
+                f"task {row.task!r} makes none here: change the arguments with the app that declares it, or in its code"
+            )
+        return {"options": {**before, **{key: made[key] for key in kept}}}
+
+    def _changes(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return changes as they are stored.
 
         Raises:
@@ -251,7 +283,7 @@ class Schedules:
                     f"of schedule {name!r} one can change {', '.join(EDITABLE)}, found {key}={value!r:.200}"
                 )
             stored[key] = None if value is None else defined[key]
-        return codec.encode(stored, "changes")
+        return stored
 
 
 def _label(by: str | None) -> str | None:

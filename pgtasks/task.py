@@ -518,9 +518,9 @@ class Task(Generic[P, R]):
         if said:
             apply_call_options(job, said)
         if options.unique is not False or (said and not UNIQUE_OPTIONS.isdisjoint(said)):
-            make_unique(job, options, said or {}, lambda: self.arguments(args, kwargs, given))
+            make_unique(job, options, said or {}, lambda: self._arguments(args, kwargs, given))
         if self.gates is not None:
-            keys = self.gates.keys(self.arguments(args, kwargs, given))
+            keys = self.gates.keys(self._arguments(args, kwargs, given))
             job.options = codec.encode({**stored_options(job), **keys}, "options")
         request = request_var.get()
         if request is not None:
@@ -528,7 +528,7 @@ class Task(Generic[P, R]):
             job.root_id = request.root_id
         return job
 
-    def arguments(
+    def _arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[int] = ()
     ) -> dict[str, Any]:
         """Return the arguments of a call by the names of the parameters: what keys are made of.

@@ -3,7 +3,7 @@
 A key belongs to one task in one queue. It is held until the job is finished, until it is started (claimed by a
 worker; it is not taken again for a retry, nor if the job is given back), or for a time from when it was enqueued,
 whatever becomes of the job. While it is held, another call does what ``on_conflict`` says; how it is held is in
-schema/migrations/0009. Without a database, where jobs run eagerly or are ignored, keys are made and not held: every
+schema/migrations/0008. Without a database, where jobs run eagerly or are ignored, keys are made and not held: every
 call runs, or is ignored.
 """
 

@@ -13,7 +13,7 @@ import click
 from pgtasks.errors import PgTasksError
 from pgtasks_cli.session import without_password
 
-NAMES = ("canvas", "claim", "drain", "enqueue", "flow", "latency", "startup", "unique")
+NAMES = ("canvas", "claim", "drain", "enqueue", "flow", "latency", "schedules", "startup", "unique")
 
 
 def _names(

@@ -253,7 +253,8 @@ def purge_first(session: Session, app: App, queues: Sequence[str]) -> None:
     """Cancel what waits, over a connection of its own: the pool has threads, and this process is going to fork."""
     with app.pools.connect() as connection, app.connection(connection):
         gone = app.purge(*queues)
-    output.remark(session, f"Purged {output.plural(gone, 'job')} from {', '.join(queues)}")
+    if not (session.quiet or session.json):
+        click.echo(f"Purged {output.plural(gone, 'job')} from {', '.join(queues)}")
 
 
 def worker_options(said: dict[str, Any]) -> WorkerOptions:

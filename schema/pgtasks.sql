@@ -15,14 +15,14 @@ insert into pgtasks.migrations (version, name, min_code_version) values (5, 'tel
 insert into pgtasks.migrations (version, name, min_code_version) values (6, 'extend_bundles', 1);
 \ir migrations/0007_add_progress.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (7, 'add_progress', 1);
-\ir migrations/0008_add_schedules.sql
-insert into pgtasks.migrations (version, name, min_code_version) values (8, 'add_schedules', 1);
-\ir migrations/0009_add_unique_keys.sql
-insert into pgtasks.migrations (version, name, min_code_version) values (9, 'add_unique_keys', 1);
-\ir migrations/0010_add_queues.sql
-insert into pgtasks.migrations (version, name, min_code_version) values (10, 'add_queues', 1);
-\ir migrations/0011_add_limits.sql
-insert into pgtasks.migrations (version, name, min_code_version) values (11, 'add_limits', 1);
-\ir migrations/0012_gate_claims.sql
-insert into pgtasks.migrations (version, name, min_code_version) values (12, 'gate_claims', 1);
+\ir migrations/0008_add_unique_keys.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (8, 'add_unique_keys', 1);
+\ir migrations/0009_add_queues.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (9, 'add_queues', 1);
+\ir migrations/0010_add_limits.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (10, 'add_limits', 1);
+\ir migrations/0011_gate_claims.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (11, 'gate_claims', 1);
+\ir migrations/0012_add_schedules.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (12, 'add_schedules', 1);
 commit;

@@ -953,6 +953,22 @@ def _count(statement: str, counted: Sequence[tuple[str | None, bool]]) -> Steps[
 # Queues and tasks
 
 
+def publish_queues(limits: Mapping[str, Queue]) -> Statement[None]:
+    """Write what an app declares for queues; what an operator set by hand goes on to hold."""
+    buckets = [one.bucket for one in limits.values()]
+    return Statement(
+        name="publish_queues",
+        parameters={
+            "name": list(limits),
+            "max_running": [one.max_running for one in limits.values()],
+            "rate": [one and one.per_second for one in buckets],
+            "burst": [one and one.tokens for one in buckets],
+            "ageing": [one.ageing for one in limits.values()],
+        },
+        read=no_rows,
+    )
+
+
 def pause_queue(name: str, *, reason: str | None, by: str | None) -> Statement[None]:
     """Hold a queue; again to say another reason."""
     return Statement(
@@ -1091,18 +1107,7 @@ def register_worker(
     Returns its id, and the names of the schedules that somebody added by hand, which stay as they are.
     """
     if limits:
-        buckets = [one.bucket for one in limits.values()]
-        yield Statement(
-            name="publish_queues",
-            parameters={
-                "name": list(limits),
-                "max_running": [one.max_running for one in limits.values()],
-                "rate": [one and one.per_second for one in buckets],
-                "burst": [one and one.tokens for one in buckets],
-                "ageing": [one.ageing for one in limits.values()],
-            },
-            read=no_rows,
-        )
+        yield publish_queues(limits)
     if tasks:
         names, queues, priorities = zip(*tasks, strict=True)
         yield Statement(

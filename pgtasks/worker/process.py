@@ -40,7 +40,7 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     """Return the queues that a worker with these options serves.
 
     Raises:
-        ConfigurationError: none is left.
+        ConfigurationError: none is left, or one that is not among them has a weight.
     """
     if options.pool == "beat":
         return []
@@ -48,6 +48,11 @@ def served_queues(app: App, options: WorkerOptions) -> list[str]:
     served = [queue for queue in dict.fromkeys(queues) if queue not in options.exclude_queues]
     if not served:
         raise ConfigurationError(f"no queue is left: {', '.join(queues)} are all excluded")
+    strange = [queue for queue in options.weights if queue not in queues]
+    if strange:
+        raise ConfigurationError(
+            f"queue {strange[0]!r} has a weight and is not served: expected one of {', '.join(queues)}"
+        )
     return served
 
 

@@ -49,6 +49,7 @@ TARGETS: Mapping[str, Target] = {
     "latency.start_p50": _at_most(3),
     "latency.start_p99": _at_most(15),
     "latency.round_trip_p50": _at_most(8),
+    "schedules.cpu": _at_most(1),
     "startup.first_job": _at_most(0.6),
     "startup.idle_memory": _at_most(70),
     "startup.import": _at_most(60),

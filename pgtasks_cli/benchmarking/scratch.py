@@ -34,7 +34,10 @@ SETTINGS = (
 )
 
 # All that a run leaves behind; the schema's version and its partitions stay.
-TABLES = "job, unique_key, claim, job_history, job_bundle, worker, task, listener"
+TABLES = (
+    "job, unique_key, claim, job_history, job_bundle, worker, task, listener, schedule, schedule_tick, "
+    "schedule_declaration, queue, job_limit, job_rate, task_gate, rate_bucket, turn"
+)
 
 
 class Scratch:

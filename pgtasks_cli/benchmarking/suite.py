@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pgtasks_cli.benchmarking import canvas, claim, drain, enqueue, flow, latency, startup, unique
+from pgtasks_cli.benchmarking import (
+    canvas,
+    claim,
+    drain,
+    enqueue,
+    flow,
+    latency,
+    schedules,
+    startup,
+    unique,
+)
 from pgtasks_cli.benchmarking.figures import Figure, Report
 from pgtasks_cli.benchmarking.scratch import Scratch, scratch_database
 from pgtasks_cli.benchmarking.tasks import app
@@ -20,6 +30,7 @@ MEASURES: dict[str, Callable[[Scratch, Plan], Iterator[Figure]]] = {
     "enqueue": enqueue.measure,
     "flow": flow.measure,
     "latency": latency.measure,
+    "schedules": schedules.measure,
     "startup": startup.measure,
     "unique": unique.measure,
 }

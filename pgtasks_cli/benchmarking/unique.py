@@ -65,10 +65,14 @@ def enqueue(scratch: Scratch, plan: Plan) -> Iterator[Figure]:
 
     many = list(orders(plan.size(50_000, 500)))
     plan.tell(f"unique: {len(many):,} jobs at once, in turns with plain ones")
-    ways = {
-        "plain": lambda: tasks.app.enqueue_many(tasks.noop.s(order) for order in many) and None,
-        "unique": lambda: tasks.app.enqueue_many(tasks.single.s(order) for order in many) and None,
-    }
+
+    def many_plain() -> None:
+        tasks.app.enqueue_many(tasks.noop.s(order) for order in many)
+
+    def many_unique() -> None:
+        tasks.app.enqueue_many(tasks.single.s(order) for order in many)
+
+    ways = {"plain": many_plain, "unique": many_unique}
     took = in_turns(ways, plan.times(5), before=scratch.empty)
     yield median(
         "unique.many_rate",

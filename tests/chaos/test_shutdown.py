@@ -53,7 +53,7 @@ def test_term_at_any_moment_lets_what_runs_end_and_gives_the_rest_back(
         assert look.one("select count(*) from pgtasks.claim") == 0
         assert look.one("select count(*) from pgtasks.worker") == 0
     last = workers.start(concurrency=4)
-    wait_until_finished(look.open(), len(results), timeout=60)
+    wait_until_finished(look.open(), len(results), timeout=60 + len(results) / 50)
 
     verdict = check(look.open(), runs, {result.id for result in results})
     verdict.assert_sound()

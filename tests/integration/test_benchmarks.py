@@ -46,6 +46,12 @@ KEYS = {
     },
     "flow": {"flow.limited_rate", "flow.of_plain", "flow.tenant_start"},
     "latency": {"latency.start_p50", "latency.start_p99", "latency.round_trip_p50"},
+    "schedules": {
+        "schedules.worker_cpu",
+        "schedules.server_cpu",
+        "schedules.cpu",
+        "schedules.late",
+    },
     "startup": {"startup.first_job", "startup.idle_memory", "startup.import"},
     "unique": {
         "unique.drain_of_plain",
@@ -56,6 +62,7 @@ KEYS = {
 }
 # What a machine may be unable to tell: whose processes the server's are, what they share.
 MAY_BE_ABSENT = {"drain.server_cpu", "drain_forgotten.server_cpu", "startup.idle_memory"}
+MAY_BE_ABSENT |= {"schedules.server_cpu", "schedules.cpu"}
 MAY_BE_ABSENT |= {"enqueue.copy_from"}
 
 

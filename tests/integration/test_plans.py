@@ -197,6 +197,25 @@ def test_a_claim_beyond_a_cursor_reads_the_claim_index_from_there(connection, pl
 
 
 @pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("limit", [{"max_running": 9}, {"rate": "1000/s"}], ids=["running", "rate"])
+def test_a_claim_and_a_look_of_a_limited_queue_go_the_same_ways_and_count_by_id(
+    connection, plans, worker, app, limit
+):
+    connection.execute(FILL, {"queue": "default", "state": "ready", "count": 50})
+    app.limit_queue("default", **limit)
+
+    claim = plans.of(lambda: worker.claim(limit=1, tasks=["echo"]))
+    look = plans.of(lambda: worker.execute("look", queues=["default"], tasks=["echo"], hot=[]))
+
+    claims = {one for one in scans(claim) | scans(look) if one.table == "claim"}
+    assert scans(claim) - claims == {BY_CLAIM, BY_ID}
+    assert scans(look) - claims - {BY_ID} == {BY_CLAIM, BY_DUE}
+    assert {"Seq Scan"} & {
+        n["Node Type"] for n in claim if n.get("Relation Name") == "queue"
+    } == set()
+
+
+@pytest.mark.usefixtures("table")
 def test_a_finish_finds_its_jobs_by_id(connection, plans, worker):
     connection.execute(FILL, {"queue": "default", "state": "ready", "count": 100})
 

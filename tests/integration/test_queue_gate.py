@@ -17,9 +17,11 @@ from hypothesis.stateful import (
 )
 
 from pgtasks import App, DatabaseError, Queue, Rate
+from pgtasks.db import operations
+from pgtasks.db.run import run
 from pgtasks.ids import new_id
 from tests.fixtures.bundles import insert_job
-from tests.fixtures.simulated_worker import Held, SimulatedWorker, execute, heard
+from tests.fixtures.simulated_worker import Held, SimulatedWorker, heard
 
 Connection = psycopg.Connection[Any]
 
@@ -333,16 +335,7 @@ def test_a_place_that_is_free_again_wakes_busy_workers_too(connection, app, work
 
 
 def publish(connection: Connection, **queues: Queue) -> None:
-    rates = [one.bucket for one in queues.values()]
-    execute(
-        connection,
-        "publish_queues",
-        name=list(queues),
-        max_running=[one.max_running for one in queues.values()],
-        rate=[one and one.per_second for one in rates],
-        burst=[one and one.tokens for one in rates],
-        ageing=[one.ageing for one in queues.values()],
-    )
+    run(connection, operations.publish_queues(queues))
 
 
 def limits(app: App, queue: str = "mail") -> tuple[int | None, float | None, int | None]:

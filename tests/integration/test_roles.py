@@ -49,6 +49,8 @@ FUNCTIONS: dict[str, set[str]] = {
     "claim_jobs": WORKER,
     "ready_priorities": WORKER,
     "grow_group": PRODUCER,
+    "take_keys": PRODUCER,
+    "replace_waiting": PRODUCER,
     "graph_jobs": PRODUCER | LOOK,
     "bundle_waiters": PRODUCER | LOOK,
     "look": WORKER,
@@ -64,6 +66,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "forget_listeners": WORKER,
     "record_progress": WORKER,
     "forget_progress": WORKER,
+    "forget_keys": WORKER,
     "maintain_history": WORKER,
     "declare_schedules": WORKER,
     "due_schedules": WORKER,
@@ -86,6 +89,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "lock_bundles": ADMIN,
     "delete_bundles": ADMIN,
     "retry_failed": ADMIN,
+    "reschedule_job": ADMIN,
     # Called by the others, or by a trigger.
     "define_schedules": NOBODY,
     "enqueue_scheduled": NOBODY,
@@ -133,6 +137,9 @@ FUNCTIONS: dict[str, set[str]] = {
     "results_of": NOBODY,
     "was_refused": NOBODY,
     "replace_job": NOBODY,
+    "retake_keys": NOBODY,
+    "release_keys": NOBODY,
+    "move_keys": NOBODY,
     "finish_queue": NOBODY,
     "lock_jobs": NOBODY,
     "reached_bundles": NOBODY,
@@ -151,7 +158,7 @@ INVOKER = {
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
-    "option_number", "replace_job", "results_of", "was_refused",
+    "option_number", "replace_job", "results_of", "was_refused", "retake_keys", "release_keys", "move_keys",
     "define_schedules", "enqueue_scheduled", "renew_schedule", "set_schedules", "tell_schedules",
     "apply_declared", "count_held", "count_tokens", "gate_room", "next_token", "open_gate", "take_tokens", "tell_gates",
 }  # fmt: skip
@@ -162,6 +169,7 @@ SELECT: dict[str, set[str]] = {
     "job_history": ADMIN,
     "jobs": PRODUCER | LOOK,
     "job_bundle": PRODUCER | LOOK,
+    "unique_key": PRODUCER | LOOK,
     "task": PRODUCER | LOOK,
     "worker": PRODUCER | LOOK,
     "claim": WORKER | LOOK,
@@ -565,16 +573,29 @@ def test_admins_cancel_retry_delete_and_purge(dsns, owner):
     assert third
 
 
+def test_a_producer_takes_unique_keys(dsns, owner):
+    app = App("tests", dsns["producer"])
+    try:
+        first = app.send_task("t", (1,), unique=lambda: "a")
+        second = app.send_task("t", (2,), unique=lambda: "a", on_conflict="replace")
+        results = app.enqueue_many(
+            app.signature("t", (n,)).set(unique=lambda: "a", on_conflict="replace") for n in (3, 4)
+        )
+    finally:
+        app.close()
+
+    assert {first.id, second.id, *(one.id for one in results)} == {first.id}
+    assert owner.execute("select args from pgtasks.job").fetchall() == [("[4]",)]
+
+
 def test_a_producer_may_be_given_enqueue_alone(dsns, owner):
     role = login("outsider")
     owner.execute(f'grant usage on schema pgtasks to "{role}"')
-    owner.execute(
-        f"grant execute on function pgtasks.enqueue(text, json, json, text, integer, timestamptz, timestamptz, text,"
-        f' uuid, jsonb) to "{role}"'
-    )
+    owner.execute(f'grant execute on function pgtasks.enqueue to "{role}"')
     try:
         with as_role(dsns["outsider"]) as session:
-            session.execute("select pgtasks.enqueue('t')")
+            session.execute("select pgtasks.enqueue('t', unique_key => 'a')")
+            session.execute("select pgtasks.enqueue('t', unique_key => 'a')")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 session.execute(
                     "insert into pgtasks.job (id, queue, task) values (gen_random_uuid(), 'q', 't')"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgtasks import App, ConfigurationError, NotFoundError, ScheduleError
+from pgtasks import App, ConfigurationError, Limit, NotFoundError, ScheduleError
 from pgtasks.db import operations
 from pgtasks.db.run import run
 from pgtasks.schedule import next_ticks, parse_spec
@@ -252,6 +252,57 @@ def test_the_row_says_what_is_enqueued_and_the_published_task_the_rest(
     assert full.options == {"retries": 3}
     assert full.expires_at is not None
     assert full.expires_at - full.created_at == timedelta(seconds=60)
+
+
+def test_a_tick_whose_unique_key_is_held_enqueues_nothing_and_stops_no_other(
+    app: App, dsn: str, connection: Connection
+) -> None:
+    @app.task(name="import", unique="{shop}", limit=Limit(2, key="{shop}"))
+    def import_shop(shop: str) -> None:
+        raise NotImplementedError
+
+    app.schedules.add("ours", "every 1d", import_shop, args=["ann"])
+    app.schedules.add("other", "every 1d", "t")
+    connection.execute("update pgtasks.schedule set next_at = now() - interval '1s'")
+    beat = Beat(connection)
+    beat.beat()
+
+    [(id,)] = connection.execute(
+        "select id::text from pgtasks.job where task = 'import'"
+    ).fetchall()
+    connection.execute("update pgtasks.schedule set next_at = now() - interval '1s'")
+    beat.beat()
+
+    assert app.job(id).options == {"unique_key": "import:ann", "limit_key": "import ann"}
+    assert len(ticks_of(connection, "ours")) == 1
+    assert len(ticks_of(connection, "other")) == 2
+    assert app.schedules.get("ours").last_job_id == id
+    assert app.schedules.run_now("ours").id == id
+    assert import_shop.delay("ann").id == id
+
+    app.schedules.edit("ours", args=["bob"])
+    assert app.schedules.run_now("ours").id != id
+    assert app.schedules.get("ours").options == {
+        "unique_key": "import:bob",
+        "limit_key": "import bob",
+    }
+    with pytest.raises(ConfigurationError, match="task 'import' makes none here"):
+        App("other", dsn=dsn).schedules.edit("ours", args=["eve"])
+    app.cancel(id)
+
+    # One that takes the key and does not say whether he keeps it.
+    with psycopg.connect(dsn) as other:
+        import_shop.using(other).delay("bob")
+        app.schedules.edit("ours", args=["ann"])
+        import_shop.using(other).delay("ann")
+        connection.execute("update pgtasks.schedule set next_at = now() - interval '1s'")
+        beat.beat()
+        other.rollback()
+
+    problem = app.schedules.get("ours").problem
+    assert problem is not None
+    assert "open takes the unique key" in problem
+    assert len(ticks_of(connection, "other")) == 3
 
 
 # Declared by workers

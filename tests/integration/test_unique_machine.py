@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -467,4 +468,5 @@ def test_keys_are_held_as_the_model_says(connection, dsn):
 
 @pytest.mark.slow
 def test_keys_are_held_as_the_model_says_through_many_more_orders(connection, dsn):
-    explore(connection, dsn, examples=250, steps=50)
+    scale = float(os.environ.get("PGTASKS_CHAOS_SCALE") or 1)
+    explore(connection, dsn, examples=min(round(40 * scale), 400), steps=40)

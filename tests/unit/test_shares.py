@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgtasks import App, ConfigurationError, Queue, WorkerOptions
+from pgtasks.worker.process import served_queues
 from pgtasks.worker.shares import Shares
 
 QUEUES = [f"q{number}" for number in range(12)]
@@ -70,3 +73,16 @@ def test_who_had_nothing_is_owed_nothing():
         assert list(shares.divide(["mail"], 100, 8)) == [("mail", 100)]
 
     assert dict(shares.divide(["mail", "default"], 100, 8)) == {"mail": 75, "default": 25}
+
+
+@pytest.mark.parametrize("weights", [{"mail": 0}, {"mail": 1001}, {"mail": True}, {"a b": 2}])
+def test_what_is_no_weight_is_refused(weights):
+    with pytest.raises(ConfigurationError):
+        WorkerOptions(weights=weights)
+
+
+def test_a_weight_is_of_a_queue_that_is_served():
+    with pytest.raises(ConfigurationError, match="'mial' has a weight and is not served"):
+        WorkerOptions(queues=("mail",), weights={"mial": 2})
+    with pytest.raises(ConfigurationError, match="expected one of default, mail"):
+        served_queues(App(queues={"mail": Queue()}), WorkerOptions(weights={"mial": 2}))

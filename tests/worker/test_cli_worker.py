@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgtasks import App, WorkerOptions
 from pgtasks_cli.root import cli
 from pgtasks_cli.worker import worker_options
+from tests.fixtures.bundles import insert_job
 from tests.fixtures.eventually import eventually
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -161,16 +162,21 @@ def test_solo_pool_runs_jobs_in_the_worker_itself(
 def test_queues_name_level_and_celerys_flags_are_taken(
     start: Start, connection: psycopg.Connection[Any]
 ):
+    waiting = insert_job(connection, queue="mail")
     process = start(
-        "worker", "-A", "shop", "-Q", "mail,other,more", "-X", "more", "-n", "me@%n", "-l", "info", "--log-json",
+        "worker", "-A", "shop", "-Q", "mail:2,other,more", "-X", "more", "-n", "me@%n", "-l", "info", "--log-json",
         "-c", "1", "--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair", "-E",
         "--heartbeat-interval", "3", "--prefetch-multiplier", "4", "--grace", "5s", "--poll-interval", "0.5",
-        "--no-listen", "--lease", "20", "--beat-every", "2",
+        "--no-listen", "--lease", "20", "--beat-every", "2", "--purge",
     )  # fmt: skip
     row = until_registered(connection)
 
-    _, log = stop(process)
+    banner, log = stop(process)
 
+    state = connection.execute("select state from pgtasks.jobs where id = %s", [waiting]).fetchone()
+    assert state == ("cancelled",)
+    assert "Purged 1 job from mail, other\n" in banner
+    assert "mail:2, other\n" in banner
     assert row["queues"] == ["mail", "other"]
     assert row["name"].startswith("me@")
     assert "worker.ready" in [json.loads(line)["message"] for line in log.splitlines()]

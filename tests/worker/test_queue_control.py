@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgtasks import App, JobState, Rate
+from pgtasks import App, AsyncResult, JobState, Rate
 from tests.fixtures import sample_app
 from tests.fixtures.eventually import eventually
 from tests.fixtures.runs import Runs
@@ -65,6 +65,10 @@ def test_a_pause_takes_back_what_has_not_begun_within_a_second_and_what_runs_end
     assert [len(runs.of(one.id)) for one in waiting] == [1] * 10
 
 
+def _has_priority(result: AsyncResult[None], priority: int) -> None:
+    assert result.job().priority == priority
+
+
 def _some_are_held_ahead(connection: Connection) -> None:
     row = connection.execute("select count(*) from pgtasks.job where token is not null").fetchone()
     assert row is not None
@@ -75,7 +79,7 @@ def _has_ended(state: JobState) -> None:
     assert state is JobState.SCHEDULED  # its retry
 
 
-def test_two_workers_run_no_more_of_a_queue_than_it_allows_and_do_not_wait_for_a_poll(
+def test_two_workers_keep_to_the_limits_of_a_queue_and_do_not_wait_for_a_poll(
     app: App, workers: Workers, runs: Runs
 ) -> None:
     app.limit_queue("default", max_running=2)
@@ -95,6 +99,12 @@ def test_two_workers_run_no_more_of_a_queue_than_it_allows_and_do_not_wait_for_a
 
     begun = sorted(run.began for run in runs.all()[16:])
     assert begun[-1] - begun[0] >= 0.4  # five tokens, one in 0.1 s; the first may begin late
+
+    app.limit_queue("default", ageing=1)
+    app.pause_queue("default")
+    old = sample_app.noop.delay()
+    sample_app.noop.apply_async(priority=2)
+    eventually(lambda: _has_priority(old, 2))
 
 
 def test_the_places_of_a_killed_worker_are_free_again_all_of_them_and_no_more(

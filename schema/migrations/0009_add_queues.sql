@@ -528,7 +528,7 @@ begin
         ) w;
 
         update pgtasks.job j
-        set priority = least(v_top, j.priority::bigint + v_by[array_position(v_ids, j.id)])
+        set priority = greatest(j.priority, least(v_top, j.priority::bigint + v_by[array_position(v_ids, j.id)]))
         where j.queue = p_queue
             and j.state = 'ready'
             and j.priority = v_queue.ageing_priority

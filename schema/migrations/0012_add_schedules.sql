@@ -165,10 +165,42 @@ end
 $$;
 revoke all on function pgtasks.due_schedules(integer) from public;
 
--- The jobs of schedules, as their rows say.
-create function pgtasks.enqueue_scheduled(p_ids uuid[], p_names text[], p_ticks timestamptz[]) returns void
-language plpgsql as $$
+-- The jobs of schedules, as their rows say. One whose unique key another job has is not inserted: that one stands for it.
+-- Returns the ids, of these or of those.
+create function pgtasks.enqueue_scheduled(p_ids uuid[], p_names text[], p_ticks timestamptz[]) returns uuid[]
+language plpgsql
+set lock_timeout = '500ms'   -- for keys: whoever takes one may leave his transaction open
+as $$
+declare
+    v_ids uuid[] := p_ids;
+    v_taken record;
 begin
+    for v_taken in
+        select t.id, k.holder
+        from (
+            select
+                array_agg(coalesce(s.queue, k.queue, 'default')) as queues,
+                array_agg(s.options ->> 'unique_key') as keys, array_agg(t.id) as ids,
+                array_agg(pgtasks.option_number(s.options, 'unique_for')) as seconds,
+                array_agg(
+                    case
+                        when pgtasks.option_number(s.options, 'unique_for') is not null then null
+                        when s.options ->> 'unique_until' = 'started' then 'start'
+                        else 'finish'
+                    end
+                ) as releases
+            from unnest(p_ids, p_names) as t (id, name)
+            join pgtasks.schedule s on s.name = t.name
+            left join pgtasks.task k on k.name = s.task
+            where length(s.options ->> 'unique_key') between 1 and 401
+        ) a
+        cross join lateral pgtasks.take_keys(a.queues, a.keys, a.ids, a.seconds, a.releases) k
+        cross join lateral (select k.id::uuid) as t (id)
+        where a.ids is not null
+    loop
+        v_ids[array_position(p_ids, v_taken.id)] := v_taken.holder;
+    end loop;
+
     insert into pgtasks.job (
         id, queue, priority, state, start_at, expires_at, task, args, kwargs, options, origin
     )
@@ -176,10 +208,14 @@ begin
         t.id, coalesce(s.queue, k.queue, 'default'), coalesce(s.priority, k.priority, 0), 'ready', t.tick,
         now() + s.expires * interval '1 second', s.task, s.args, s.kwargs, s.options,
         coalesce(s.origin, left('schedule ' || s.name, 200))
-    from unnest(p_ids, p_names, p_ticks) with ordinality as t (id, name, tick, place)
+    from unnest(p_ids, v_ids, p_names, p_ticks) with ordinality as t (id, stands, name, tick, place)
     join pgtasks.schedule s on s.name = t.name
     left join pgtasks.task k on k.name = s.task
+    where t.id = t.stands
     order by t.place;
+    return v_ids;
+exception when lock_not_available then
+    raise exception 'a transaction that is open takes the unique key of its job';
 end
 $$;
 revoke all on function pgtasks.enqueue_scheduled(uuid[], text[], timestamptz[]) from public;
@@ -231,7 +267,7 @@ begin
     from ticked t;
 
     if v_ids is not null then
-        perform pgtasks.enqueue_scheduled(v_ids, v_ticked, v_ticks);
+        v_ids := pgtasks.enqueue_scheduled(v_ids, v_ticked, v_ticks);
     end if;
 
     update pgtasks.schedule s
@@ -501,7 +537,8 @@ end
 $$;
 revoke all on function pgtasks.resume_schedules(text[]) from public;
 
--- Enqueues a schedule's job now, whatever its ticks are; null: there is none of that name.
+-- Enqueues a schedule's job now, whatever its ticks are, and returns its id, or that of the job that has its unique key;
+-- null: there is none of that name.
 create function pgtasks.run_schedule(p_name text) returns uuid
 language plpgsql
 security definer
@@ -513,8 +550,7 @@ begin
     if not exists (select from pgtasks.schedule s where s.name = p_name) then
         return null;
     end if;
-    perform pgtasks.enqueue_scheduled(array[v_id], array[p_name], array[null::timestamptz]);
-    return v_id;
+    return (pgtasks.enqueue_scheduled(array[v_id], array[p_name], array[null::timestamptz]))[1];
 end
 $$;
 revoke all on function pgtasks.run_schedule(text) from public;

@@ -158,7 +158,7 @@ begin
         q.name,
         case
             when q.name = any(p_hot) then null
-            when g.name is not null and pgtasks.gate_room(g, 1) < 1 then false
+            when exists (select from pgtasks.queue g where g.name = q.name and pgtasks.gate_room(g, 1) < 1) then false
             else coalesce((
                 select true
                 from pgtasks.job j
@@ -181,11 +181,10 @@ begin
                 order by j.start_at
                 limit 1
             ) - now())::double precision,
-            case when g.rate is not null then pgtasks.next_token(g) end,
+            (select pgtasks.next_token(g) from pgtasks.queue g where g.name = q.name and g.rate is not null),
             pgtasks.next_token_in(q.name)
         )
-    from unnest(p_queues) as q (name)
-    left join pgtasks.queue g on g.name = q.name;
+    from unnest(p_queues) as q (name);
 end
 $$;
 
