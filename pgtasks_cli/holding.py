@@ -79,4 +79,32 @@ def held_back(app: App, job: Job) -> str | None:
         why.append(f"queue {job.queue} is full: {gates.running} of {gates.max_running} run")
     if gates.tokens is not None and gates.tokens < 1:
         why.append(f"the rate of queue {job.queue} is used up for now")
+    if job.state is JobState.PARKED:
+        why += _gate(app, job)
     return "; ".join(why) or None
+
+
+def _gate(app: App, job: Job) -> list[str]:
+    """Return which limit or rate a job waits for, or whose turn."""
+    from pgtasks.db import operations
+
+    match job.reason:
+        case "limit":
+            place = app.run(operations.get_place(job))
+            taken = (
+                "is full"
+                if place.jobs is None
+                else f"is full: {place.holding} of {place.jobs} places are taken"
+            )
+            return [f"limit {job.options.get('limit_key')} {taken}"]
+        case "rate":
+            token_in = app.run(operations.get_place(job)).token_in
+            when = (
+                "" if token_in is None else f": the next token comes in {max(0.0, token_in):.1f} s"
+            )
+            return [f"rate {job.options.get('rate_key')} is used up{when}"]
+        case "turn":
+            key = job.options.get("fair_key")
+            return [f"waits for the turn of key {key!r} among the others of queue {job.queue}"]
+        case _:
+            return []

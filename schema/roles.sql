@@ -112,9 +112,9 @@ begin
                     'park_paused', 'unpark_paused', 'age_queue', 'forget_listeners', 'maintain_history',
                     'declare_schedules', 'due_schedules', 'tick_schedules', 'keep_schedules'
                 ]),
-                ('pgtasks_inspector', array['graph_jobs', 'bundle_waiters']),
+                ('pgtasks_inspector', array['show_gates', 'graph_jobs', 'bundle_waiters']),
                 ('pgtasks_admin', array[
-                    'graph_jobs', 'bundle_waiters',
+                    'show_gates', 'graph_jobs', 'bundle_waiters',
                     'lock_unblocked', 'cancel_waiting', 'request_cancel', 'count_down', 'count_up', 'delete_finished', 'delete_history',
                     'reset_finished', 'retry_failed', 'reschedule_job', 'lock_bundles', 'delete_bundles', 'get_outcomes', 'forget_results',
                     'pause_queue', 'resume_queue', 'limit_queue', 'reset_limits', 'pause_task', 'resume_task',

@@ -658,6 +658,23 @@ def list_tasks() -> Statement[list[TaskInfo]]:
     return Statement(name="list_tasks", read=lambda rows: [TaskInfo.from_row(row) for row in rows])
 
 
+class Place(NamedTuple):
+    """What a job waits for that has a limit or a rate; see `pgtasks.limits`."""
+
+    holding: int | None  # how many have a place
+    jobs: int | None  # of how many
+    token_in: float | None  # seconds
+
+
+def get_place(job: Job) -> Statement[Place]:
+    """Look how far the limit and the rate of a job's keys are used up."""
+    return Statement(
+        name="show_gates",
+        parameters={name: job.options.get(name) for name in ("limit_key", "rate_key")},
+        read=lambda rows: Place._make(next(iter(rows))),
+    )
+
+
 def get_gates(job: Job) -> Statement[Gates]:
     """Read what may hold a job back."""
     return Statement(

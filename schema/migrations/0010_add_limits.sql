@@ -64,7 +64,7 @@ create index job_rated_queue on pgtasks.job (queue, seq) where state = 'parked' 
 create index job_turn on pgtasks.job (queue, priority desc, (coalesce(options ->> 'fair_key', '')), seq)
     where state = 'parked' and reason = 'turn';
 -- A claim changes neither of these columns: it is a HOT update here, too.
-create index job_holding on pgtasks.job ((options ->> 'limit_key')) where state = 'ready' and admitted = seq;
+create index job_holding on pgtasks.job ((options ->> 'limit_key'), seq) where state = 'ready' and admitted = seq;
 create index job_admitted on pgtasks.job (queue, priority desc, seq) where state = 'ready' and admitted = seq;
 
 -- Where a hundred thousand of a task wait for a limit, those that were of an unknown task are found without them.
@@ -210,6 +210,26 @@ begin
 end
 $$;
 
+-- Whether somebody waits for a limit, or for a rate. Said so (and not as `exists`), it is one descent in the index for each
+-- key, never a table of all who wait.
+create function pgtasks.waits_for(p_limit_key text, p_rate_key text) returns boolean
+language plpgsql as $$
+begin
+    if p_limit_key is not null then
+        perform from pgtasks.job j
+        where j.state = 'parked' and j.reason = 'limit' and (j.options ->> 'limit_key') = p_limit_key
+        order by j.priority desc, j.seq
+        limit 1;
+    else
+        perform from pgtasks.job j
+        where j.state = 'parked' and j.reason = 'rate' and (j.options ->> 'rate_key') = p_rate_key
+        order by j.priority desc, j.seq
+        limit 1;
+    end if;
+    return found;
+end
+$$;
+
 -- How many more may be admitted for each of these keys; null: as many as there are.
 create function pgtasks.limit_room(p_keys text[]) returns table (key text, room integer)
 language plpgsql
@@ -225,8 +245,12 @@ begin
         k.key,
         (select l.jobs from pgtasks.job_limit l where l.name = split_part(k.key, ' ', 1)) - (
             select count(*)::integer
-            from pgtasks.job j
-            where j.state = 'ready' and j.admitted = j.seq and (j.options ->> 'limit_key') = k.key
+            from (
+                select
+                from pgtasks.job j
+                where j.state = 'ready' and j.admitted = j.seq and (j.options ->> 'limit_key') = k.key
+                order by j.seq   -- the order of the index, which it is forced to by that
+            ) h
         )
     from unnest(p_keys) as k (key);
 end
@@ -277,11 +301,7 @@ begin
     insert into pgtasks.rate_bucket as b (key, tokens, refilled_at, next_at)
     select
         t.key, t.tokens - n.taken, clock_timestamp(),
-        case when exists (
-            select
-            from pgtasks.job w
-            where w.state = 'parked' and w.reason = 'rate' and (w.options ->> 'rate_key') = t.key
-        ) then
+        case when pgtasks.waits_for(null, t.key) then
             clock_timestamp() + interval '1 second' * greatest(p_least, (1 - (t.tokens - n.taken)) / t.per_second)
         end
     from unnest(p_keys, p_taken) as n (key, taken)
@@ -361,20 +381,12 @@ begin
     ), limited as (
         select
             r.key, r.room - coalesce((p_taken ->> r.key)::integer, 0) as room,
-            p_fresh and exists (
-                select
-                from pgtasks.job w
-                where w.state = 'parked' and w.reason = 'limit' and (w.options ->> 'limit_key') = r.key
-            ) as waits
+            p_fresh and pgtasks.waits_for(r.key, null) as waits
         from pgtasks.limit_room(array(select distinct j.limit_key from asked j where j.limit_key = any(v_locked))) r
     ), rated as (
         select
             t.key, t.tokens,
-            p_fresh and exists (
-                select
-                from pgtasks.job w
-                where w.state = 'parked' and w.reason = 'rate' and (w.options ->> 'rate_key') = t.key
-            ) as waits
+            p_fresh and pgtasks.waits_for(null, t.key) as waits
         from pgtasks.rate_tokens(
             array(select distinct j.rate_key from asked j where 'rate ' || j.rate_key = any(v_locked))
         ) t
@@ -500,12 +512,7 @@ begin
     v_keys := array(
         select k.key
         from (select distinct unnest(p_limit_keys)) as k (key)
-        where k.key = any(v_locked)
-            and exists (
-                select
-                from pgtasks.job j
-                where j.state = 'parked' and j.reason = 'limit' and (j.options ->> 'limit_key') = k.key
-            )
+        where k.key = any(v_locked) and pgtasks.waits_for(k.key, null)
     );
     if cardinality(v_keys) = 0 and cardinality(p_rate_keys) = 0 then
         return 0;
@@ -574,7 +581,7 @@ set enable_bitmapscan = off
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_nestloop = on
-set enable_sort = on
+set enable_sort = off
 set jit = off
 as $$
 #variable_conflict use_column
@@ -674,6 +681,23 @@ begin
 end
 $$;
 
+-- Whether anybody in a queue waits for his turn.
+create function pgtasks.has_turns(p_queue text) returns boolean
+language plpgsql
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
+as $$
+begin
+    perform from pgtasks.job j
+    where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
+    order by j.priority desc
+    limit 1;
+    return found;
+end
+$$;
+
 -- Chooses who of those that wait for their turn is claimed now, one for one with the others that may be (p_others), and
 -- notes whose turn it was. Locks them, and returns them.
 create function pgtasks.choose_turns(p_queue text, p_tasks text[], p_limit integer, p_others uuid[]) returns uuid[]
@@ -694,7 +718,7 @@ begin
         union all
         select j.id, j.priority, row_number() over (partition by j.priority order by j.seq), null
         from pgtasks.job j
-        where j.id = any(p_others)
+        where j.id = any(p_others) and cardinality(p_others) > 0
     ), chosen as materialized (
         select
             c.id, c.priority, c.key,
@@ -724,7 +748,8 @@ begin
     return array(
         select j.id
         from pgtasks.job j
-        where j.id = any(v_ids) and j.state = 'parked' and j.reason = 'turn'
+        where j.id = any(v_ids)
+            and coalesce(j.reason, '') = 'turn'   -- said so, it leads to no index: the ids do
         order by j.id
         for update skip locked
     );
@@ -866,7 +891,7 @@ declare
     v_open text[] := '{}';
     v_chosen uuid[];
 begin
-    if not exists (
+    if cardinality(p_ids) > 0 and not exists (
         select from pgtasks.job j where j.id = any(p_ids) and j.task = any(array(select g.task from pgtasks.task_gate g))
     ) then
         v_free := v_ids;
@@ -939,13 +964,7 @@ begin
 
     for v_round in 1 .. 3 loop
         -- One claim of a queue after the other: who comes meanwhile takes none.
-        exit when (
-                select true
-                from pgtasks.job j
-                where j.queue = p_queue and j.state = 'parked' and j.reason = 'turn'
-                order by j.priority desc
-                limit 1
-            ) is null
+        exit when not pgtasks.has_turns(p_queue)
             or not pg_try_advisory_xact_lock(7236418, hashtext(p_queue));
 
         v_chosen := pgtasks.choose_turns(p_queue, p_tasks, p_limit, v_free);
@@ -954,13 +973,16 @@ begin
         v_taken := v_pass.taken;
         v_admitted := v_admitted || v_pass.passed;
         -- Those who took their turn are in, and others as far as there is a place for them.
-        v_free := v_pass.passed || array(
-            select j.id
-            from pgtasks.job j
-            where j.id = any(v_free)
-            order by j.priority desc, j.seq
-            limit p_limit - cardinality(v_pass.passed)
-        );
+        if cardinality(v_free) > p_limit - cardinality(v_pass.passed) then
+            v_free := array(
+                select j.id
+                from pgtasks.job j
+                where j.id = any(v_free)
+                order by j.priority desc, j.seq
+                limit p_limit - cardinality(v_pass.passed)
+            );
+        end if;
+        v_free := v_pass.passed || v_free;
         exit when v_pass.stopped = 0;
     end loop;
 
@@ -1028,6 +1050,26 @@ begin
     return extract(epoch from (
         select b.next_at from pgtasks.rate_bucket b where b.next_at is not null order by b.next_at limit 1
     ) - clock_timestamp())::double precision;
+end
+$$;
+
+-- What a job waits for, for people: how many have a place of its limit, of how many; and in how many seconds the next
+-- token of its rate comes.
+create function pgtasks.show_gates(p_limit_key text, p_rate_key text)
+returns table (holding integer, jobs integer, token_in double precision)
+language plpgsql
+security definer
+set search_path = pgtasks, pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select
+        l.jobs - (select r.room from pgtasks.limit_room(array[p_limit_key]) r),
+        l.jobs,
+        extract(epoch from (select b.next_at from pgtasks.rate_bucket b where b.key = p_rate_key) - now())::double precision
+    from (select split_part(p_limit_key, ' ', 1)) as n (name)
+    left join pgtasks.job_limit l on l.name = n.name;
 end
 $$;
 

@@ -237,3 +237,7 @@ select
 from (select) as one
 left join pgtasks.queue q on q.name = %(queue)s::text
 left join pgtasks.task t on t.name = %(task)s::text
+
+-- name: show_gates
+-- How many have a place of a limit, of how many, and in how many seconds the next token of a rate comes.
+select holding, jobs, token_in from pgtasks.show_gates(%(limit_key)s, %(rate_key)s)

@@ -12,7 +12,9 @@ import psycopg
 import pytest
 
 from pgtasks.ids import new_id
+from pgtasks.limits import RateLimit
 from tests.fixtures.bundles import add_waiter, insert_bundle
+from tests.fixtures.gates import publish
 from tests.fixtures.simulated_worker import HIGHEST, LOWEST
 
 # More than five, after which PostgreSQL may change to a generic plan.
@@ -372,3 +374,82 @@ def test_a_look_up_by_id_reads_only_the_partitions_since_the_id_was_made(app, co
     finally:
         for days in range(1, 30):
             connection.execute(f"drop table pgtasks.job_history_old_{days}")
+
+
+GATED = """
+insert into pgtasks.job (id, queue, task, state, reason, options)
+select gen_random_uuid(), %(queue)s, 'gated', 'parked', %(reason)s,
+    jsonb_build_object('limit_key', 'gated ' || n %% 50, 'rate_key', 'gated ' || n %% 50, 'fair_key', n %% 50)
+from generate_series(1, %(count)s) n
+"""
+
+
+@pytest.fixture
+def gated(table: str, connection: psycopg.Connection[Any]) -> str:
+    """On top of each kind of table: jobs that wait, here and in another queue, if it is not empty."""
+    publish(connection, {"gated": "gated"}, {"gated": 5}, rates={"gated": RateLimit("1/s")})
+    if table != "empty":
+        for queue in ("default", "large"):
+            for reason in ("limit", "rate", "turn"):
+                connection.execute(GATED, {"queue": queue, "reason": reason, "count": 300})
+    if table in ("skewed", "bloated"):
+        connection.execute("analyze pgtasks.job")
+    return table
+
+
+@pytest.mark.usefixtures("gated")
+def test_who_is_admitted_is_found_by_his_key(connection, plans, worker):
+    keys = [f"gated {number}" for number in range(5)]
+
+    plan = plans.of(lambda: connection.execute("select pgtasks.admit(%s, %s)", [keys, keys]))
+
+    check_indexes(plan, "job_limited", "job_rated", "job_holding", "job_pkey")
+    assert {"job_limited", "job_rated"} <= {scan.by for scan in scans(plan)}
+
+
+@pytest.mark.usefixtures("gated")
+def test_turns_are_found_in_the_order_of_keys(connection, plans):
+    plan = plans.of(
+        lambda: connection.execute("select * from pgtasks.next_turns('default', array['gated'], 5)")
+    )
+
+    check_indexes(plan, "job_turn")
+
+
+@pytest.mark.usefixtures("gated")
+def test_a_sweep_goes_from_key_to_key(connection, plans, worker):
+    plan = plans.of(lambda: connection.execute("select pgtasks.sweep_gates('', 5)"))
+
+    # What is admitted and nobody serves is looked for among all that is admitted: no more than what runs.
+    others = [node for node in plan if node.get("Index Name") != "job_admitted"]
+    check_indexes(others, "job_limited", "job_rated", "job_rated_queue", "job_holding", "job_pkey")
+    # Each step is one descent: nothing is read to be sorted.
+    steps = [node for node in plan if node["Node Type"] == "Recursive Union"]
+    assert steps
+    assert "Sort" not in {node["Node Type"] for step in steps for node in nodes(step)}
+
+
+@pytest.mark.usefixtures("gated")
+def test_a_claim_of_a_limited_task_goes_by_keys_and_ids(connection, plans, worker):
+    connection.execute(
+        FILL.replace("'echo'", "'gated'"), {"queue": "default", "state": "ready", "count": 80}
+    )
+
+    plan = plans.of(lambda: worker.claim(limit=5, tasks=["gated"]))
+
+    check_indexes(
+        plan,
+        "job_claim",
+        "job_pkey",
+        "job_limited",
+        "job_rated",
+        "job_holding",
+        "job_admitted",
+        "job_turn",
+    )
+
+
+def check_indexes(plan: list[dict[str, Any]], *names: str) -> None:
+    """Assert that jobs are read by these indexes only, each looked up by its first column."""
+    used = {scan.by for scan in scans(plan) if scan.table == "job"}
+    assert used <= set(names)

@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "unpark_paused": WORKER | ADMIN,
     "age_queue": WORKER,
     "publish_gates": WORKER,
+    "show_gates": LOOK,
     "sweep_gates": WORKER,
     "beat": WORKER,
     "set_idle": WORKER,
@@ -115,6 +116,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "admit": NOBODY,
     "choose_turns": NOBODY,
     "gate_jobs": NOBODY,
+    "has_turns": NOBODY,
     "limit_room": NOBODY,
     "lock_admitted": NOBODY,
     "lock_keys": NOBODY,
@@ -125,6 +127,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "rate_tokens": NOBODY,
     "served_queues": NOBODY,
     "take_rate_tokens": NOBODY,
+    "waits_for": NOBODY,
     "archive": NOBODY,
     "first_failure": NOBODY,
     "forget_unneeded": NOBODY,
@@ -152,7 +155,7 @@ FUNCTIONS: dict[str, set[str]] = {
 # As whoever calls: they touch no table of ours, or are called by a function that is the owner's.
 INVOKER = {
     "admit", "choose_turns", "gate_jobs", "limit_room", "lock_admitted", "lock_keys", "lock_next", "next_token_in",
-    "next_turns", "pass_jobs", "rate_tokens", "served_queues", "take_rate_tokens",
+    "has_turns", "next_turns", "pass_jobs", "rate_tokens", "served_queues", "take_rate_tokens", "waits_for",
     "new_id", "wake_channel", "may_notify", "archive", "finish_queue", "lose_jobs", "release_waiters", "take_back",
     "tell_stopped", "wake", "wake_workers", "lock_jobs", "settle_claims",
     "reached_bundles", "first_failure", "forget_unneeded", "insert_bundles", "is_passed_by", "is_unreached",
