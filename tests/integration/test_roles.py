@@ -345,7 +345,7 @@ def test_inspectors_see_no_arguments_and_admins_do(dsns, owner):
 
 
 def test_arguments_of_schedules_are_masked_and_admins_change_them(dsns, owner):
-    said = {"args": [4242], "kwargs": {"card": "4242"}}
+    said: dict[str, Any] = {"args": [4242], "kwargs": {"card": "4242"}}
     with_admin = App("admin", dsns["admin"])
     with_admin.schedules.add("s", "every 1h", "t", **said)
     with_admin.schedules.edit("s", kwargs={"pin": "4242"})

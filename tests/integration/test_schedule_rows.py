@@ -485,24 +485,22 @@ def test_a_pause_drops_what_it_covers_and_an_edit_counts_from_now(
     assert len(ticks_of(connection, "s")) == 1
 
 
-def test_the_async_twins_do_the_same(async_app: App, connection: Connection) -> None:
-    async def scenario() -> None:
-        schedules = async_app.schedules
-        await schedules.aadd("s", "*/5 * * * *", "t", timezone="Europe/Vienna")
-        await schedules.aedit("s", catch_up="skip", expires=None)
-        await schedules.apause("s")
-        assert (await schedules.aget("s")).state == "paused"
-        await schedules.aresume("s")
-        result = await schedules.arun_now("s")
-        assert (await async_app.ajob(result.id)).task == "t"
-        assert [one.catch_up for one in await schedules.alist()] == ["skip"]
-        await schedules.aremove("s")
-        assert await schedules.alist() == []
-        await async_app.aclose()
+async def test_the_async_twins_do_the_same(async_app: App) -> None:
+    schedules = async_app.schedules
 
-    import asyncio
+    await schedules.aadd("s", "*/5 * * * *", "t", timezone="Europe/Vienna")
+    await schedules.aedit("s", catch_up="skip", expires=None)
+    await schedules.apause("s")
+    paused = await schedules.aget("s")
+    await schedules.aresume("s")
+    result = await schedules.arun_now("s")
+    listed = await schedules.alist()
+    await schedules.aremove("s")
 
-    asyncio.run(scenario())
+    assert paused.state == "paused"
+    assert (await async_app.ajob(result.id)).task == "t"
+    assert [(one.name, one.catch_up, one.state) for one in listed] == [("s", "skip", "active")]
+    assert await schedules.alist() == []
 
 
 def test_mistakes_of_operators_are_refused_and_change_nothing(app: App) -> None:
