@@ -1,8 +1,8 @@
 -- Limits, rates and turns: what a job of such a task must pass before it is claimed.
 --
 -- The jobs come in as ready, by whatever way (an insert, a retry, a promotion, plain SQL). A claim lets those
--- pass that are admitted, or can be at once, and parks the others: reason 'limit', 'rate' or 'turn'. Who is admitted holds
--- a place of its limit until it is finished or retried, also while its worker dies; the finish that frees the place
+-- pass that are admitted, or can be at once, and parks the others: reason 'limit', 'rate' or 'turn'. Who is admitted
+-- holds a place of its limit until it is finished or retried, also while its worker dies; the finish that frees the place
 -- admits the next one, in the same transaction.
 --
 -- Nothing is counted up and down that could drift: the holders of a key are the jobs that are ready and whose
@@ -318,8 +318,9 @@ $$;
 --
 -- p_fresh: they have not waited yet, and stand behind those that wait for the same; and they are claimed right now, by
 -- an update that also writes that they are admitted: each update more costs an entry in each index. Until then
--- p_taken says how many places of each key were given away. Returns who was admitted; these counts; the keys that have no room, and no tokens, as jsonb objects; the keys of which somebody waits
--- although there may be room; and how many were not admitted.
+-- p_taken says how many places of each key were given away. Returns who was admitted; these counts; the keys
+-- that have no room, and no tokens, as jsonb objects; the keys of which somebody waits although there may be room;
+-- and how many were not admitted.
 create function pgtasks.pass_jobs(
     p_ids uuid[], p_fresh boolean, p_most integer, p_taken jsonb,
     out passed uuid[], out taken jsonb, out full_keys jsonb, out dry_keys jsonb, out open_keys text[], out stopped integer
@@ -344,29 +345,29 @@ begin
     -- In their order; keys whose limit nobody publishes bind nobody. What plain SQL wrote may be of any length, and an
     -- index takes 2,700 bytes.
     select
-        coalesce(array_agg(c.id order by c.priority desc, c.seq), '{}'),
-        coalesce(array_agg(case when l.name is not null then c.limit_key end order by c.priority desc, c.seq), '{}'),
-        coalesce(array_agg(case when r.name is not null then c.rate_key end order by c.priority desc, c.seq), '{}'),
-        coalesce(
-            array_agg(
-                (l.name is null or c.said ->> 'limit_key' = c.limit_key)
-                    and (r.name is null or c.said ->> 'rate_key' = c.rate_key)
-                order by c.priority desc, c.seq
-            ),
-            '{}'
-        )
+        coalesce(array_agg(o.id), '{}'), coalesce(array_agg(o.limit_key), '{}'), coalesce(array_agg(o.rate_key), '{}'),
+        coalesce(array_agg(o.keyed), '{}')
     into v_ids, v_limit_keys, v_rate_keys, v_keyed
     from (
         select
-            j.id, j.priority, j.seq, j.options as said,
-            left(coalesce(j.options ->> 'limit_key', g.limit_name), 401) as limit_key,
-            left(coalesce(j.options ->> 'rate_key', g.rate_name), 401) as rate_key
-        from pgtasks.job j
-        left join pgtasks.task_gate g on g.task = j.task
-        where j.id = any(p_ids)
-    ) c
-    left join pgtasks.job_limit l on l.name = split_part(c.limit_key, ' ', 1)
-    left join pgtasks.job_rate r on r.name = split_part(c.rate_key, ' ', 1);
+            c.id,
+            case when l.name is not null then c.limit_key end as limit_key,
+            case when r.name is not null then c.rate_key end as rate_key,
+            coalesce(l.name is null or c.options ->> 'limit_key' = c.limit_key, false)
+                and coalesce(r.name is null or c.options ->> 'rate_key' = c.rate_key, false) as keyed
+        from (
+            select
+                j.id, j.priority, j.seq, j.options,
+                left(coalesce(j.options ->> 'limit_key', g.limit_name), 401) as limit_key,
+                left(coalesce(j.options ->> 'rate_key', g.rate_name), 401) as rate_key
+            from pgtasks.job j
+            left join pgtasks.task_gate g on g.task = j.task
+            where j.id = any(p_ids)
+        ) c
+        left join pgtasks.job_limit l on l.name = split_part(c.limit_key, ' ', 1)
+        left join pgtasks.job_rate r on r.name = split_part(c.rate_key, ' ', 1)
+        order by c.priority desc, c.seq
+    ) o;
 
     v_locked := pgtasks.lock_keys(array(
         select distinct k.key
@@ -382,13 +383,17 @@ begin
         select
             r.key, r.room - coalesce((p_taken ->> r.key)::integer, 0) as room,
             p_fresh and pgtasks.waits_for(r.key, null) as waits
-        from pgtasks.limit_room(array(select distinct j.limit_key from asked j where j.limit_key = any(v_locked))) r
+        from pgtasks.limit_room(array(
+            select distinct j.limit_key from asked j join unnest(v_locked) as k (key) on k.key = j.limit_key
+        )) r
     ), rated as (
         select
             t.key, t.tokens,
             p_fresh and pgtasks.waits_for(null, t.key) as waits
         from pgtasks.rate_tokens(
-            array(select distinct j.rate_key from asked j where 'rate ' || j.rate_key = any(v_locked))
+            array(
+                select distinct j.rate_key from asked j join unnest(v_locked) as k (key) on k.key = 'rate ' || j.rate_key
+            )
         ) t
     ), by_limit as (
         select
@@ -426,8 +431,14 @@ begin
     select
         array_agg(d.become order by d.place),
         coalesce(array_agg(d.id order by d.place) filter (where d.become = 'pass'), '{}'),
-        coalesce(jsonb_object_agg(d.limit_key, 1) filter (where d.limit_key is not null and d.become in ('limit', 'busy')), '{}'),
-        coalesce(jsonb_object_agg(d.rate_key, 1) filter (where d.rate_key is not null and d.become in ('rate', 'busy')), '{}'),
+        coalesce(
+            jsonb_object_agg(d.limit_key, 1) filter (where d.limit_key is not null and d.become in ('limit', 'busy')),
+            '{}'
+        ),
+        coalesce(
+            jsonb_object_agg(d.rate_key, 1) filter (where d.rate_key is not null and d.become in ('rate', 'busy')),
+            '{}'
+        ),
         coalesce(
             array_agg(distinct d.limit_key) filter (
                 where d.limit_key is not null and (d.become = 'rate' or d.become = 'limit' and d.limit_waits and d.room > 0)
@@ -438,25 +449,27 @@ begin
     into v_become, passed, full_keys, dry_keys, open_keys, stopped
     from decided d;
 
-    update pgtasks.job j
-    set state = case n.become when 'pass' then 'ready' else 'parked' end,
-        reason = case n.become when 'pass' then null else n.become end,
-        admitted = case when n.become = 'pass' and not p_fresh then j.seq end,
-        -- From now on they stand there, whoever wrote the job.
-        options = nullif(
-            coalesce(j.options, '{}')
-            || jsonb_strip_nulls(jsonb_build_object('limit_key', n.limit_key, 'rate_key', n.rate_key)),
-            '{}'
-        )
-    from unnest(v_ids, v_become, v_limit_keys, v_rate_keys, v_keyed) as n (id, become, limit_key, rate_key, keyed)
-    where j.id = any(v_ids)
-        and j.id = n.id
-        and case n.become
-            when 'pass' then not p_fresh or not coalesce(n.keyed, false)
-            when 'limit' then j.reason is distinct from 'limit'
-            when 'rate' then j.reason is distinct from 'rate'
-            else false
-        end;
+    if not (p_fresh and stopped = 0 and true = all(v_keyed)) then   -- else the claim writes all of it
+        update pgtasks.job j
+        set state = case n.become when 'pass' then 'ready' else 'parked' end,
+            reason = case n.become when 'pass' then null else n.become end,
+            admitted = case when n.become = 'pass' and not p_fresh then j.seq end,
+            -- From now on they stand there, whoever wrote the job.
+            options = nullif(
+                coalesce(j.options, '{}')
+                || jsonb_strip_nulls(jsonb_build_object('limit_key', n.limit_key, 'rate_key', n.rate_key)),
+                '{}'
+            )
+        from unnest(v_ids, v_become, v_limit_keys, v_rate_keys, v_keyed) as n (id, become, limit_key, rate_key, keyed)
+        where j.id = any(v_ids)
+            and j.id = n.id
+            and case n.become
+                when 'pass' then not p_fresh or not n.keyed
+                when 'limit' then j.reason is distinct from 'limit'
+                when 'rate' then j.reason is distinct from 'rate'
+                else false
+            end;
+    end if;
 
     taken := p_taken || coalesce(
         (
