@@ -109,7 +109,7 @@ def test_readme_tasks_of_time_and_flow_are_tasks():
     remind, import_shop = app.tasks.values()
     assert str(remind.options.rate) == "100/m (burst 2)"
     job = import_shop.new_job([7, "north", "ann"], {})
-    assert json.loads(job.options) == {
+    assert json.loads(job.options or "") == {
         "unique_key": f"{import_shop.name}:7",
         "limit_key": f"{import_shop.name} north",
         "fair_key": "ann",
