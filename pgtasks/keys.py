@@ -233,7 +233,9 @@ def _known(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(what: str, value: object) -> str:
-    if isinstance(value, list | tuple):
+    if type(value) is int:  # most are this, or text
+        return str(value)
+    if isinstance(value, (list, tuple)):
         try:
             return _checked(what, codec.encode(value, "key"))
         except EncodingError as error:

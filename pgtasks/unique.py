@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pgtasks import codec
 from pgtasks.errors import ConfigurationError
 from pgtasks.job import NewJob, UniqueKey
-from pgtasks.keys import check_key, make_key
+from pgtasks.keys import make_key
 from pgtasks.options import check_unique
 
 if TYPE_CHECKING:
@@ -51,15 +51,14 @@ def make_unique(
     on_conflict = said.get("on_conflict")
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
-    check_unique(job.task, key, seconds, until, on_conflict)
+    if not UNIQUE_OPTIONS.isdisjoint(said):  # what the task says was checked at its definition
+        check_unique(job.task, key, seconds, until, on_conflict)
     if key is False:
         return
     if options is not None:
         if seconds is None and until is None:
             seconds, until = options.unique_for, options.unique_until
         on_conflict = on_conflict or options.on_conflict
-    if said.get("unique") is not None:
-        check_key(job.task, key, None, option="unique")
     text = f"{job.task}:{make_key(job.task, key, arguments(), option='unique')}"
     release: Literal["start", "finish"] = "start" if until == "started" else "finish"
     job.unique = UniqueKey(
@@ -73,8 +72,9 @@ def make_unique(
         stored["unique_for"] = float(seconds)
     elif release == "start":
         stored["unique_until"] = until
-    before = codec.decode(job.options, "options") if job.options else {}
-    job.options = codec.encode({**before, **stored}, "options")
+    if job.options:
+        stored = {**codec.decode(job.options, "options"), **stored}
+    job.options = codec.encode(stored, "options")
 
 
 def without_key(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,7 @@ def banner(app: App, parent: Parent) -> str:
         "children": replacement(options),
         "health": parent.health_address and f"http://{parent.health_address}/health",
         "queues": ", ".join(weighted(queue, options) for queue in parent.queues),
-        "schedules": schedules(app)
-        + ("" if options.schedules else ", and others see to it (--no-beat)"),
+        "schedules": schedules(app, options),
         "tasks": "\n            ".join(shown),
     }
     said = "\n".join(f"  {label:<9} {text}" for label, text in lines.items() if text)
@@ -47,15 +46,18 @@ def beat_banner(app: App, parent: Parent, pid: int) -> str:
         "app": app.name,
         "database": describe(app.dsn),
         "health": parent.health_address and f"http://{parent.health_address}/health",
-        "schedules": schedules(app),
+        "schedules": schedules(app, parent.options),
     }
     said = "\n".join(f"  {label:<9} {text}" for label, text in lines.items() if text)
     return f"pgtasks {VERSION}: {parent.name} (pid {pid}), runs no jobs\n{said}\n"
 
 
-def schedules(app: App) -> str:
-    """Return how many schedules stand in the app's code."""
-    return f"{len(app.declared_schedules)} in code"
+def schedules(app: App, options: WorkerOptions) -> str:
+    """Return how many schedules stand in the app's code, and whether somebody else has to see to them."""
+    count = len(app.declared_schedules)
+    if not options.schedules:
+        return f"{count} in code, left to other workers (--no-beat)"
+    return f"{count} in code" if count or options.pool == "beat" else ""
 
 
 def asynchronous(options: WorkerOptions) -> str:

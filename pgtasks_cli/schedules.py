@@ -37,7 +37,7 @@ CATCH_UP_HELP = (
 
 @click.group()
 def schedules() -> None:
-    """Look at schedules, and pause, resume, run, edit, add or remove them.
+    """Look at schedules, and pause, run or change them.
 
     Those from code come with the workers that have them, and go with the last; what is paused or edited here goes
     before what the code says, and stays. Those that are added here stay until they are removed here.
@@ -179,7 +179,9 @@ def show(session: Session, name: str) -> None:
 @click.option("--by", help="Who does it, for people.  [default: user@host]")
 @pass_session
 def pause(session: Session, names: Sequence[str], by: str | None) -> None:
-    """Let schedules tick no more, also those from code, until they are resumed.
+    """Let schedules tick no more until they are resumed.
+
+    Also those from code: it holds for newer code as well.
 
     \b
     Example:
@@ -194,7 +196,9 @@ def pause(session: Session, names: Sequence[str], by: str | None) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @pass_session
 def resume(session: Session, names: Sequence[str]) -> None:
-    """Let paused schedules tick again, from now on: what they missed is dropped.
+    """Let paused schedules tick again.
+
+    From now on: what they missed is dropped.
 
     \b
     Example:
@@ -216,7 +220,9 @@ def resume(session: Session, names: Sequence[str]) -> None:
 )
 @pass_session
 def run_now(session: Session, name: str, wait: float | None) -> None:
-    """Enqueue a schedule's job now, also of a paused one, and print its id; its ticks stay as they are.
+    """Enqueue a schedule's job now and print its id.
+
+    Also of one that is paused. Its ticks stay as they are.
 
     \b
     Example:
@@ -275,7 +281,9 @@ def add(
 def edit(
     session: Session, /, name: str, unset: tuple[str, ...] | None, forget: bool, **said: Any
 ) -> None:
-    """Change a schedule. Of one from code, this goes before what the code says, also of newer code.
+    """Change a schedule.
+
+    Of one from code, this goes before what the code says, also of newer code.
 
     \b
     Example:
@@ -301,7 +309,7 @@ def edit(
 @force_option
 @pass_session
 def remove(session: Session, names: Sequence[str], force: bool) -> None:
-    """Remove schedules that were added here, or that are no longer in any live worker's code.
+    """Remove schedules that were added here, or that no worker has in its code.
 
     \b
     Example:

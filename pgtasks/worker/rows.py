@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from pgtasks import codec
 from pgtasks.context import Request
 from pgtasks.errors import DecodingError
@@ -44,8 +46,15 @@ def request_from_row(app: App, row: ClaimedRow, hostname: str) -> Request:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """Decode the options of a call and check those that a worker reads; any client may have written them."""
-    said = codec.decode(text, "options")
+    """Decode the options of a call and check those that a worker reads; any client may have written them.
+
+    They are jsonb, which knows no key twice, so that nothing is left to read strictly: that takes 20 times as long
+    (measured, for text as jsonb prints it), and every unique job has some.
+    """
+    try:
+        said = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DecodingError(f"options: {error}") from None
     if not isinstance(said, dict):
         raise DecodingError(f"options: expected a JSON object, found {type(said).__name__}")
     if "retries" in said:

@@ -39,8 +39,10 @@ TICKS = 1000
 SPREAD = 0.03
 # When somebody else is at what this one wanted, it looks again after about this long, doubling up to REFUSED.
 BUSY = 0.05
-# When the database refused, for whatever reason but the schedule itself.
+# When the database refused, for whatever reason but the schedule itself; and when it is one that somebody must repair,
+# such as rights that are missing.
 REFUSED = 1.0
+FORBIDDEN = 30.0
 
 
 class Due(NamedTuple):
@@ -111,6 +113,7 @@ class Ticks:
             self._tick([Due._make(row[:6]) for row in due], now)
             return
         self._batch = BATCH
+        self._busy = BUSY
         wait = last[6]
         if wait is not None and wait < self._every:
             self._wake_at(now + max(0.0, wait) + random.uniform(0.0, SPREAD))
@@ -171,11 +174,13 @@ class Ticks:
 
     def _refused(self, statement: str, reply: Any) -> None:
         """Try again a little later; after a broken connection that is when the next one is up."""
+        wait = REFUSED
         if isinstance(reply, Failed):
             events.emit(
                 "worker.refused", statement=statement, sqlstate=reply.sqlstate, why=reply.message
             )
-        self._wake_at(time.monotonic() + REFUSED)
+            wait = FORBIDDEN if reply.sqlstate.startswith("42") else REFUSED
+        self._wake_at(time.monotonic() + wait)
 
 
 def _plan(one: Due) -> Plan | str:

@@ -188,7 +188,9 @@ begin
         order by k.key collate "C"
     loop
         select t.holder into holder
-        from pgtasks.take_keys(array[p_to], array[v_key.key], array[v_key.job_id], array[null::double precision], array['finish']) t;
+        from pgtasks.take_keys(
+            array[p_to], array[v_key.key], array[v_key.job_id], array[null::double precision], array['finish']
+        ) t;
         if found then
             id := v_key.job_id;
             return next;
@@ -736,7 +738,8 @@ begin
     select * into v_refused
     from pgtasks.retake_keys(array(select g from unnest(v_gone) g where g.options ? 'unique_key'));
     if found then
-        raise exception 'job % is unique, and job % has its key: nothing is started again before that one is finished or cancelled',
+        raise exception
+            'job % is unique, and job % has its key: nothing is started again before that one is finished or cancelled',
             v_refused.id, v_refused.holder
             using errcode = 'object_in_use';
     end if;

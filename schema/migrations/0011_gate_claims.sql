@@ -241,14 +241,16 @@ begin
                 seq = nextval('pgtasks.job_seq'),
                 -- One that is not counted (Retry(count=False)) leaves no trace, as often as it comes.
                 attempt = j.attempt - case when o.error ->> 'counted' = 'false' then 1 else 0 end,
-                attempts = case when o.error ->> 'counted' = 'false' then j.attempts else
-                    coalesce(j.attempts, '[]') || jsonb_build_object(
-                    'attempt', j.attempt,
-                    'worker_id', j.worker_id,
-                    'started_at', now() - o.age * interval '1 second',
-                    'stopped_at', now(),
-                    'error', o.error
-                ) end,
+                attempts = case
+                    when o.error ->> 'counted' = 'false' then j.attempts
+                    else coalesce(j.attempts, '[]') || jsonb_build_object(
+                        'attempt', j.attempt,
+                        'worker_id', j.worker_id,
+                        'started_at', now() - o.age * interval '1 second',
+                        'stopped_at', now(),
+                        'error', o.error
+                    )
+                end,
                 token = null,
                 worker_id = null,
                 started_at = null

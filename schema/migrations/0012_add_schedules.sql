@@ -222,7 +222,7 @@ begin
         t.id, coalesce(s.queue, k.queue, 'default'), coalesce(s.priority, k.priority, 0), 'ready', t.tick,
         now() + s.expires * interval '1 second', s.task, s.args, s.kwargs, s.options,
         coalesce(s.origin, left('schedule ' || s.name, 200))
-    from unnest(p_ids, v_ids, p_names, p_ticks) with ordinality as t (id, stands, name, tick, place)
+    from unnest(p_ids, p_names, p_ticks) with ordinality as t (id, name, tick, place)
     join pgtasks.schedule s on s.name = t.name
     left join pgtasks.task k on k.name = s.task
     where t.id <> all(v_refused)

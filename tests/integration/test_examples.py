@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import pgtasks
 
 ROOT = Path(__file__).parent.parent.parent
 EXPECTED = {
@@ -92,3 +95,22 @@ def test_readme_fits_its_length_and_names_every_task_option():
         if f"`{name}`" not in text and f"`{name}," not in text
     ]
     assert [name for name in missing if not re.search(rf"`[^`|]*\b{name}\b[^`|]*`", text)] == []
+
+
+def test_readme_tasks_of_time_and_flow_are_tasks():
+    text = (ROOT / "README.md").read_text()
+    [block] = re.findall(r"```python\n(@app\.schedule.*?)```", text, re.DOTALL)
+    app = pgtasks.App("readme")
+
+    exec(block, {**vars(pgtasks), "__name__": "shop", "app": app})
+
+    [schedule] = app.declared_schedules.values()
+    assert schedule["spec"] == "0 6 * * mon-fri"
+    remind, import_shop = app.tasks.values()
+    assert str(remind.options.rate) == "100/m (burst 2)"
+    job = import_shop.new_job([7, "north", "ann"], {})
+    assert json.loads(job.options or "") == {
+        "unique_key": f"{import_shop.name}:7",
+        "limit_key": f"{import_shop.name} north",
+        "fair_key": "ann",
+    }

@@ -395,6 +395,28 @@ def test_inspectors_see_no_arguments_and_admins_do(dsns, owner):
         assert all("4242" in text for (text,) in session.execute(statement).fetchall())
 
 
+def test_arguments_of_schedules_are_masked_and_admins_change_them(dsns, owner):
+    said: dict[str, Any] = {"args": [4242], "kwargs": {"card": "4242"}}
+    with_admin = App("admin", dsns["admin"])
+    with_admin.schedules.add("s", "every 1h", "t", **said)
+    with_admin.schedules.edit("s", kwargs={"pin": "4242"})
+    owner.execute(
+        'update pgtasks.schedule set declared_by = \'code\', overrides = \'{"kwargs": "4242", "queue": "q"}\''
+    )
+
+    for group in ("inspector", "producer", "worker"):
+        app = App(group, dsns[group])
+        one = app.schedules.get("s")
+        assert (one.args_json, one.kwargs_json) == ('["(masked)"]', "{}")
+        assert one.overrides == {"queue": "q"}
+        for change in (app.schedules.pause, app.schedules.run_now, app.schedules.remove):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                change("s")
+        app.close()
+    assert with_admin.schedules.get("s").kwargs_json == '{"pin":"4242"}'
+    with_admin.close()
+
+
 # Attacks
 
 

@@ -464,6 +464,42 @@ def test_what_was_edited_or_paused_or_added_stays(app: App, fleet: Fleet) -> Non
     assert fleet.rows() == {}
 
 
+def test_one_in_code_comes_when_the_one_by_hand_goes(app: App, fleet: Fleet) -> None:
+    app.schedules.add("one", "every 5h", "a")
+    fleet.start(code(one="every 1h"), age=9)
+    fleet.start(code(one="every 2h"))
+    assert fleet.rows() == {"one": "every 18000s"}
+
+    app.schedules.remove("one")
+
+    assert fleet.rows() == {"one": "every 7200s"}
+    assert app.schedules.get("one").declared_by == "code"
+
+
+def test_a_row_that_somebody_locks_holds_up_no_other(dsn: str, connection: Connection) -> None:
+    connection.execute(
+        "insert into pgtasks.schedule (name, task, spec, next_at)"
+        " select n::text, 't', 'every 1d', now() from generate_series(1, 3) n"
+    )
+    connection.execute(
+        "update pgtasks.schedule set declared_by = 'code', worker_id = 7 where name = '2'"
+    )
+    with psycopg.connect(dsn) as other:
+        other.execute("select from pgtasks.schedule where name = '2' for update")
+        beat = Beat(connection)
+        for _ in range(4):
+            beat.step()
+        connection.execute("set lock_timeout = '1s'")
+        connection.execute("select pgtasks.keep_schedules()")
+
+        assert [len(ticks_of(connection, str(n))) for n in (1, 2, 3)] == [1, 0, 1]
+        assert beat.refusals == []
+        assert beat.wake_at > time.monotonic() - 1  # not at once, again and again
+    beat.beat()
+
+    assert len(ticks_of(connection, "2")) == 1
+
+
 def test_a_pause_drops_what_it_covers_and_an_edit_counts_from_now(
     clock_connection: Connection, clock: Clock
 ) -> None:
@@ -500,24 +536,22 @@ def test_a_pause_drops_what_it_covers_and_an_edit_counts_from_now(
     assert len(ticks_of(connection, "s")) == 1
 
 
-def test_the_async_twins_do_the_same(async_app: App, connection: Connection) -> None:
-    async def scenario() -> None:
-        schedules = async_app.schedules
-        await schedules.aadd("s", "*/5 * * * *", "t", timezone="Europe/Vienna")
-        await schedules.aedit("s", catch_up="skip", expires=None)
-        await schedules.apause("s")
-        assert (await schedules.aget("s")).state == "paused"
-        await schedules.aresume("s")
-        result = await schedules.arun_now("s")
-        assert (await async_app.ajob(result.id)).task == "t"
-        assert [one.catch_up for one in await schedules.alist()] == ["skip"]
-        await schedules.aremove("s")
-        assert await schedules.alist() == []
-        await async_app.aclose()
+async def test_the_async_twins_do_the_same(async_app: App) -> None:
+    schedules = async_app.schedules
 
-    import asyncio
+    await schedules.aadd("s", "*/5 * * * *", "t", timezone="Europe/Vienna")
+    await schedules.aedit("s", catch_up="skip", expires=None)
+    await schedules.apause("s")
+    paused = await schedules.aget("s")
+    await schedules.aresume("s")
+    result = await schedules.arun_now("s")
+    listed = await schedules.alist()
+    await schedules.aremove("s")
 
-    asyncio.run(scenario())
+    assert paused.state == "paused"
+    assert (await async_app.ajob(result.id)).task == "t"
+    assert [(one.name, one.catch_up, one.state) for one in listed] == [("s", "skip", "active")]
+    assert await schedules.alist() == []
 
 
 def test_mistakes_of_operators_are_refused_and_change_nothing(app: App) -> None:

@@ -323,7 +323,6 @@ def test_modules_that_are_included_are_imported(start: Start, tmp_path: Path):
         ([], 2, "no app was named"),
         (["-A", "shop", "-P", "gevent"], 2, "there is no pool 'gevent': expected prefork"),
         (["-A", "shop", "-X", "default,mail"], 2, "no queue is left"),
-        (["-A", "shop", "-B"], 2, "schedules do not exist in this release"),
         (
             ["-A", "shop", "--time-limit", "9", "--soft-time-limit", "9"],
             2,
