@@ -29,6 +29,11 @@ class Limit(msgspec.Struct, frozen=True):
     A job holds its place from the moment that a worker claims it until it is finished or retried; while
     its worker dies, too. One over the limit waits parked, and holds up nobody behind it.
 
+    Who has a place keeps it when the limit is lowered. Workers publish limits when they start: of a name that several
+    deploys say differently the last one counts. A job whose producer does not know the task (``send_task`` from another
+    code base, plain SQL without ``pgtasks.gate_keys``) has no key, and shares one limit with the others that have none.
+    Calls of the task from inside of another job (``map``, ``starmap``, ``chunks``, a plain call) are not counted.
+
     Attributes:
         count: how many, from 1.
         key: of each key so many: a function of some of the task's parameters, or a template such as
@@ -56,7 +61,8 @@ class Limit(msgspec.Struct, frozen=True):
 class RateLimit(msgspec.Struct, frozen=True):
     """So many that begin in a time, all workers together: a token bucket, see `Rate`.
 
-    An attempt takes a token when it is claimed. One without a token waits parked.
+    An attempt takes a token when it is claimed, and a retry takes another; a job whose worker died, or gave it back,
+    does not. One without a token waits parked. Celery's ``rate_limit`` is something else: for each worker.
 
     Attributes:
         rate: "10/s", "100/m", "1000/h", a number of tokens a second, or a `Rate`.

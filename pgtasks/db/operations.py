@@ -238,7 +238,7 @@ def _take_keys(jobs: Sequence[NewJob], *, strict: bool) -> Steps[dict[str, str]]
             if first.id in held:
                 replacing.append(job)
             else:  # not written yet
-                first.args, first.kwargs = job.args, job.kwargs
+                first.args, first.kwargs, first.options = job.args, job.kwargs, job.options
                 first.start_at, first.delay = job.start_at, job.delay
                 first.expires_at, first.expires_in = job.expires_at, job.expires_in
     for job in jobs:
@@ -251,7 +251,16 @@ def _take_keys(jobs: Sequence[NewJob], *, strict: bool) -> Steps[dict[str, str]]
     if replacing:
         # Of several calls with one key the last one counts.
         last = {(job.queue, cast("UniqueKey", job.unique).key): job for job in replacing}
-        names = ("queue", "args", "kwargs", "start_at", "delay", "expires_at", "expires_in")
+        names = (
+            "queue",
+            "args",
+            "kwargs",
+            "options",
+            "start_at",
+            "delay",
+            "expires_at",
+            "expires_in",
+        )
         columns: dict[str, object] = {
             name: [getattr(job, name) for job in last.values()] for name in names
         }

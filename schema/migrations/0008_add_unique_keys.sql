@@ -210,7 +210,8 @@ $$;
 -- A key that is held for a time is held so long from now. The jobs are locked by id, like everywhere.
 create function pgtasks.replace_waiting(
     p_queue text[], p_key text[], p_args text[], p_kwargs text[], p_start_at timestamptz[], p_delay double precision[],
-    p_expires_at timestamptz[], p_expires_in double precision[], p_seconds double precision[]
+    p_expires_at timestamptz[], p_expires_in double precision[], p_seconds double precision[],
+    p_options jsonb[] default '{}'   -- of which the keys of limits, rates and turns are made of the arguments
 ) returns setof text
 language plpgsql
 security definer
@@ -238,15 +239,23 @@ begin
     with wanted as materialized (
         select
             k.job_id as id, k.queue, k.key, w.args, w.kwargs, w.seconds,
+            jsonb_strip_nulls(jsonb_build_object(
+                'limit_key', w.options -> 'limit_key', 'rate_key', w.options -> 'rate_key',
+                'fair_key', w.options -> 'fair_key'
+            )) as gate_keys,
             coalesce(w.start_at, now() + w.delay * interval '1 second') as start_at,
             coalesce(w.expires_at, now() + w.expires_in * interval '1 second') as expires_at
-        from unnest(p_queue, p_key, p_args, p_kwargs, p_start_at, p_delay, p_expires_at, p_expires_in, p_seconds)
-            as w (queue, key, args, kwargs, start_at, delay, expires_at, expires_in, seconds)
+        from unnest(
+            p_queue, p_key, p_args, p_kwargs, p_start_at, p_delay, p_expires_at, p_expires_in, p_seconds, p_options
+        ) as w (queue, key, args, kwargs, start_at, delay, expires_at, expires_in, seconds, options)
         join pgtasks.unique_key k on k.queue = w.queue and k.key = w.key
     ), changed as (
         update pgtasks.job j
         set args = w.args,
             kwargs = w.kwargs,
+            options = j.options || w.gate_keys,
+            -- With another key it holds no place any more.
+            admitted = case when j.options @> w.gate_keys then j.admitted end,
             start_at = w.start_at,
             expires_at = w.expires_at,
             state = case

@@ -55,7 +55,7 @@ with placed as materialized (
     select pgtasks.replace_waiting(
         array[r.queue], array[%(key)s], array[%(args)s], array[%(kwargs)s], array[%(start_at)s::timestamptz],
         array[%(delay)s::float8], array[%(expires_at)s::timestamptz], array[%(expires_in)s::float8],
-        array[%(seconds)s::float8]
+        array[%(seconds)s::float8], array[%(options)s::jsonb]
     ) as id
     from refused r
     where %(replace)s::boolean
@@ -74,7 +74,8 @@ from pgtasks.take_keys(
 -- Gives jobs that wait, found by their unique keys, new arguments and a new time.
 select pgtasks.replace_waiting(
     %(queue)s::text[], %(key)s::text[], %(args)s::text[], %(kwargs)s::text[], %(start_at)s::timestamptz[],
-    %(delay)s::float8[], %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(seconds)s::float8[]
+    %(delay)s::float8[], %(expires_at)s::timestamptz[], %(expires_in)s::float8[], %(seconds)s::float8[],
+    %(options)s::jsonb[]
 )
 
 -- name: enqueue_plain_job

@@ -508,6 +508,28 @@ def test_keys_are_in_the_options_by_every_way_in(app: App, connection: Connectio
         assert {key for _, key in keys_of(connection)} == {f"by_key {number}"}
 
 
+def test_a_unique_job_that_is_replaced_takes_the_key_of_its_new_arguments(app, connection, worker):
+    """And gives back the place that it had by its old ones."""
+
+    @app.task(name="t", limit=Limit(1, key="{who}"), unique="{id}", on_conflict="replace")
+    def serve(id: int, who: str) -> None: ...
+
+    publish(connection, {"t": "t"}, {"t": 1})
+    serve.delay(1, "ann")
+    serve.delay(2, "bob")
+    [ann, _] = worker.claim(tasks=["t"])
+    worker.release(ann)  # it keeps its place
+
+    serve.delay(1, "bob")
+    assert [key for _, key in keys_of(connection)] == ["t bob", "t bob"]
+    assert worker.claim(tasks=["t"]) == []
+    app.enqueue_many([serve.s(1, "bob"), serve.s(1, "cleo")])
+
+    assert [key for _, key in keys_of(connection)] == ["t cleo", "t bob"]
+    worker.execute("sweep_gates", after="", limit=100)
+    assert [job.id for job in worker.claim(tasks=["t"])] == [ann.id]
+
+
 def test_a_step_whose_key_another_job_would_give_is_refused_before_anything_is_written(
     app, connection
 ):
