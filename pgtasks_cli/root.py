@@ -37,7 +37,7 @@ COMMANDS = {
     "call": Lazy("pgtasks_cli.call", "call", "Enqueue a task by its name and print the job's id."),
     "result": Lazy("pgtasks_cli.result", "result", "Print what a job returned."),
     "status": Lazy("pgtasks_cli.status", "status", "Count jobs and bundles by state."),
-    "jobs": Lazy("pgtasks_cli.jobs", "jobs", "Look at jobs, and retry, cancel or delete them."),
+    "jobs": Lazy("pgtasks_cli.jobs", "jobs", "Look at jobs, and retry, reschedule, cancel or delete them."),
     "bundles": Lazy("pgtasks_cli.bundles", "bundles", "Look at bundles, and retry, cancel or delete them."),
     "queues": Lazy("pgtasks_cli.queues", "queues", "Show how deep each queue is."),
     "inspect": Lazy("pgtasks_cli.inspect", "inspect", "Show what workers do and know."),
