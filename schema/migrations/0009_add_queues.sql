@@ -411,10 +411,10 @@ begin
     end if;
 
     while v_count < p_limit loop
-        -- The next queue in which anything is parked: one step in the index.
+        -- The next queue in which something waits for that: one step in the index.
         select j.queue into v_queue
         from pgtasks.job j
-        where j.state = 'parked' and j.queue > v_queue
+        where j.state = 'parked' and j.reason = 'paused' and j.queue > v_queue
         order by j.queue
         limit 1;
         exit when not found;

@@ -67,8 +67,11 @@ create index job_turn on pgtasks.job (queue, priority desc, (coalesce(options ->
 create index job_holding on pgtasks.job ((options ->> 'limit_key'), seq) where state = 'ready' and admitted = seq;
 create index job_admitted on pgtasks.job (queue, priority desc, seq) where state = 'ready' and admitted = seq;
 
--- Where a hundred thousand of a task wait for a limit, those that were of an unknown task are found without them.
+-- Each reason has its own: where a hundred thousand wait for a limit, others are found without them, and no plan, made
+-- when the table was empty, goes through all that is parked.
 create index job_unknown on pgtasks.job (queue, task) where state = 'parked' and reason = 'unknown task';
+create index job_paused on pgtasks.job (queue, task, seq) where state = 'parked' and reason = 'paused';
+drop index pgtasks.job_parked;
 
 -- Workers say at their start what their tasks must pass. Of a limit or a rate that several tasks share, or several
 -- deploys change, the last that was published counts.
