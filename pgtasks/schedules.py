@@ -118,6 +118,7 @@ class Schedules:
         Raises:
             NotFoundError: there is none of that name.
             ConfigurationError: there is no such thing to change, or its value is not one.
+            ScheduleError: it is unique or limited by a key that was made of the arguments to change.
         """
         from pgtasks.db import operations
 
@@ -223,7 +224,7 @@ class Schedules:
         )
         return codec.encode(said, "schedule")
 
-    def _changes(self, name: str, changes: Mapping[str, Any]) -> str:
+    def _changes(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return changes as they are stored.
 
         Raises:
@@ -231,7 +232,6 @@ class Schedules:
         """
         stored: dict[str, Any] = {}
         # What is valid of itself is what a schedule of some task may have.
-        defined: dict[str, Any] = {}
         said = {
             key: value
             for key, value in changes.items()
@@ -251,7 +251,7 @@ class Schedules:
                     f"of schedule {name!r} one can change {', '.join(EDITABLE)}, found {key}={value!r:.200}"
                 )
             stored[key] = None if value is None else defined[key]
-        return codec.encode(stored, "changes")
+        return stored
 
 
 def _label(by: str | None) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, cast
 
+from pgtasks import codec
 from pgtasks.db.statements import Copy, Row, Rows, Statement, Steps, no_rows, repeatable
 from pgtasks.errors import JobStateError, NotFoundError, ScheduleError
 from pgtasks.ids import id_time
@@ -748,14 +749,29 @@ def add_schedule(name: str, said: str) -> Steps[None]:
         )
 
 
-def edit_schedule(name: str, changes: str, *, forget: bool) -> Steps[None]:
-    """Change a schedule; NotFoundError if there is none of that name."""
-    found = yield Statement(
+def edit_schedule(name: str, changes: Mapping[str, Any], *, forget: bool) -> Steps[None]:
+    """Change a schedule.
+
+    Raises:
+        NotFoundError: there is none of that name.
+        ScheduleError: keys are made of its arguments, and would go on as they are.
+    """
+    schedule: Schedule = yield from get_schedule(name)
+    keys = sorted(key for key in schedule.options or {} if key.endswith("_key"))
+    if keys and not {"args", "kwargs"}.isdisjoint(changes):
+        raise ScheduleError(
+            f"{', '.join(keys)} of schedule {name!r} was made of its arguments, which only its code can do: change "
+            "them there, or add another schedule"
+        )
+    yield Statement(
         name="edit_schedule",
-        parameters={"name": name, "changes": changes, "forget": forget},
-        read=_only_value,
+        parameters={
+            "name": name,
+            "changes": codec.encode(dict(changes), "changes"),
+            "forget": forget,
+        },
+        read=no_rows,
     )
-    _all_schedules([name], [name] if found else [])
 
 
 def pause_schedules(names: Sequence[str], by: str | None) -> Steps[None]:

@@ -503,7 +503,9 @@ async def test_the_async_twins_do_the_same(async_app: App) -> None:
     assert await schedules.alist() == []
 
 
-def test_mistakes_of_operators_are_refused_and_change_nothing(app: App) -> None:
+def test_mistakes_of_operators_are_refused_and_change_nothing(
+    app: App, connection: Connection
+) -> None:
     app.schedules.add("s", "every 1h", "t", args=[1])
     before = app.schedules.get("s")
     for change, message in (
@@ -530,6 +532,11 @@ def test_mistakes_of_operators_are_refused_and_change_nothing(app: App) -> None:
             call()
     with pytest.raises(ScheduleError, match="there is a schedule 's' already"):
         app.schedules.add("s", "every 1h", "t")
+    set_options = "update pgtasks.schedule set options = %s where name = 's'"
+    connection.execute(set_options, ['{"unique_key": "t:1"}'])
+    with pytest.raises(ScheduleError, match="unique_key of schedule 's' was made of its arguments"):
+        app.schedules.edit("s", args=[2])
+    connection.execute(set_options, [None])
 
     after = app.schedules.get("s")
     assert {**{f: getattr(after, f) for f in after.__struct_fields__}, "now": before.now} == {
