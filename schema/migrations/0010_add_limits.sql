@@ -974,7 +974,7 @@ begin
         v_taken := '{}';
         perform pgtasks.admit(v_open, '{}');
     end if;
-    v_free := v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit);
+    v_free := array(select distinct f from unnest(v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit)) f);
 
     for v_round in 1 .. 3 loop
         -- One claim of a queue after the other: who comes meanwhile takes none.
