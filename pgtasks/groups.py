@@ -153,6 +153,8 @@ class group(Node[Any, list[R]], Generic[R]):  # noqa: N801 (Celery's name, used 
     ) -> GroupResult[R]:
         """Enqueue all members as one bundle, in one transaction.
 
+        One that is unique, and whose key another job has, is no member: it is neither counted nor among the results.
+
         Args:
             type: what kind of bundle it is, for people and for listeners.
             origin: where it comes from, for people; members that name none take it over.

@@ -100,6 +100,9 @@ class Scheduling(Sending):
             name: what it is called; None: like the task, and a second one of a task like that and its spec.
             options: as for ``apply_async``: queue, priority, expires (in seconds), retries, …
 
+        A tick in the hour that is skipped when the clock is set runs once, right after; one in the hour that is
+        repeated runs once, the first time. In UTC, and for `every`, there are no such hours.
+
         The job's ``start_at`` is the tick. What operators do to a schedule (``pgtasks schedules``) goes before what is
         said here.
 

@@ -38,7 +38,7 @@ COMMANDS = {
     "call": Lazy("pgtasks_cli.call", "call", "Enqueue a task by its name and print the job's id."),
     "result": Lazy("pgtasks_cli.result", "result", "Print what a job returned."),
     "status": Lazy("pgtasks_cli.status", "status", "Count jobs and bundles by state."),
-    "jobs": Lazy("pgtasks_cli.jobs", "jobs", "Look at jobs, and retry, cancel or delete them."),
+    "jobs": Lazy("pgtasks_cli.jobs", "jobs", "Look at jobs, and retry, reschedule, cancel or delete them."),
     "bundles": Lazy("pgtasks_cli.bundles", "bundles", "Look at bundles, and retry, cancel or delete them."),
     "schedules": Lazy("pgtasks_cli.schedules", "schedules", "Look at schedules, and pause, run or change them."),
     "queues": Lazy("pgtasks_cli.queues", "queues", "Look at queues, and pause, limit, move or purge them."),

@@ -250,7 +250,8 @@ def add(
     """Add a schedule that ticks until it is removed.
 
     SPEC is a cron line (minute hour day-of-month month day-of-week, and maybe second as the sixth), or 'every 30s',
-    'every 2h'. With -A the arguments are checked against the task.
+    'every 2h'. When the clock is set, a tick in the skipped hour runs once right after it, and one in the
+    repeated hour once, the first time. With -A the arguments are checked against the task.
 
     \b
     Example:

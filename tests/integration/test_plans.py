@@ -208,8 +208,8 @@ def test_a_claim_and_a_look_of_a_limited_queue_go_the_same_ways_and_count_by_id(
     look = plans.of(lambda: worker.execute("look", queues=["default"], tasks=["echo"], hot=[]))
 
     claims = {one for one in scans(claim) | scans(look) if one.table == "claim"}
-    assert scans(claim) - claims == {BY_CLAIM, BY_ID}
-    assert scans(look) - claims - {BY_ID} == {BY_CLAIM, BY_DUE}
+    assert scans(claim) - claims == {BY_CLAIM, BY_ID, BY_TURN}
+    assert scans(look) - claims - {BY_ID} == {BY_CLAIM, BY_DUE, BY_TURN, BY_RATE}
     assert {"Seq Scan"} & {
         n["Node Type"] for n in claim if n.get("Relation Name") == "queue"
     } == set()

@@ -17,10 +17,10 @@ from pgtasks import App, ConfigurationError, Limit, NotFoundError, ScheduleError
 from pgtasks.db import operations
 from pgtasks.db.run import run
 from pgtasks.schedule import next_ticks, parse_spec
-from tests.fixtures.beats import Beat, Clock, clock, clock_connection
+from tests.fixtures.beats import Beat, Clock, clock, clock_connection, clock_database
 from tests.fixtures.eventually import eventually
 
-__all__ = ["clock", "clock_connection"]
+__all__ = ["clock", "clock_connection", "clock_database"]
 
 Connection = psycopg.Connection[Any]
 

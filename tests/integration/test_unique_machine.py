@@ -121,7 +121,7 @@ class KeyMachine(RuleBasedStateMachine):
         self.is_open = False
         self.page = 0
         connection.execute(
-            "truncate pgtasks.job, pgtasks.unique_key, pgtasks.claim, pgtasks.worker"
+            "truncate pgtasks.job, pgtasks.unique_key, pgtasks.claim, pgtasks.worker, pgtasks.schedule_declaration"
         )
         connection.execute("delete from pgtasks.job_history")
         self.workers = [SimulatedWorker(connection, QUEUES) for _ in range(2)]

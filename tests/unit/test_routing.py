@@ -131,7 +131,7 @@ def test_the_call_goes_before_the_task_and_the_task_before_the_routes(routed):
     assert place(own.new_job((), {}, {"queue": "said"})) == ("said", 1)
     assert routed._named_job("shop.unknown", (), {}, {}).queue == "routed"
     assert routed._named_job("elsewhere", (), {}, {}).queue is None
-    assert routed.queues() == ["default", "routed"]
+    assert routed.queue_names() == ["default", "routed"]
     assert routed.queue_of(plain) == "routed"
     assert (routed.queue_of(own), routed.priority_of(own)) == ("default", 1)
 

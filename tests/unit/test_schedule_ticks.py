@@ -128,7 +128,7 @@ def nights(draw: st.DrawFn) -> tuple[str, datetime]:
 
 
 @pytest.mark.parametrize(
-    "examples", [15, pytest.param(1500, marks=pytest.mark.slow)], ids=["few", "many"]
+    "examples", [15, pytest.param(250, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_line_ticks_as_the_clock_on_the_wall_says_through_nights_when_it_is_set(examples):
     @settings(max_examples=examples, deadline=None)
