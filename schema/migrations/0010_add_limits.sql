@@ -50,7 +50,7 @@ create index rate_bucket_next on pgtasks.rate_bucket (next_at) where next_at is 
 create table pgtasks.turn (
     queue text not null,
     priority integer not null,
-    last_key text not null,
+    last_key text,
     -- Whether a job without a key comes next, where there are such, too.
     others_next boolean not null default false,
     primary key (queue, priority)
@@ -114,7 +114,8 @@ begin
 end
 $$;
 
--- The options of a job that plain SQL enqueues, with the keys that it belongs to: what a client computes of the arguments.
+-- The options of a job that plain SQL enqueues, with the keys that it belongs to: a client computes them of the
+-- arguments.
 --
 -- `select pgtasks.enqueue('shop.charge', '{"id": 7}', options => pgtasks.gate_keys('shop.charge', limit_key => '7'))`
 create function pgtasks.gate_keys(
@@ -213,8 +214,8 @@ begin
 end
 $$;
 
--- Whether somebody waits for a limit, or for a rate. Said so (and not as `exists`), it is one descent in the index for each
--- key, never a table of all who wait.
+-- Whether somebody waits for a limit, or for a rate. Said so (and not as `exists`), it is one descent in the index for
+-- each key, never a table of all who wait.
 create function pgtasks.waits_for(p_limit_key text, p_rate_key text) returns boolean
 language plpgsql as $$
 begin
@@ -278,8 +279,7 @@ begin
         coalesce(
             least(
                 r.burst,
-                -- A hair more: what came in steps may lack the last bit of a token.
-                1e-6 + b.tokens + r.per_second
+                b.tokens + r.per_second
                     * greatest(0, extract(epoch from clock_timestamp() - b.refilled_at)::double precision)
             ),
             r.burst
@@ -413,7 +413,8 @@ begin
             j.busy or (j.rate_key is not null and r.key is null) as busy,
             j.rate_key is null or (
                 not r.waits
-                and row_number() over (partition by j.rate_key, j.has_room, j.busy order by j.place) <= r.tokens
+                -- A hair more: what came in steps may lack the last bit of a token.
+                and row_number() over (partition by j.rate_key, j.has_room, j.busy order by j.place) <= r.tokens + 1e-6
             ) as has_token
         from by_limit j
         left join rated r on r.key = j.rate_key
@@ -568,7 +569,7 @@ begin
                     and j.queue = any(v_served)
                     and not j.task = any(v_paused)
                 order by j.priority desc, j.seq
-                limit least(floor(coalesce(t.tokens, 1000))::integer, 1000)
+                limit least(greatest(floor(coalesce(t.tokens, 1000) + 1e-6)::integer, 0), 1000)
                 for update skip locked
             ) w
         );
@@ -686,7 +687,7 @@ begin
                 and coalesce(j.options ->> 'fair_key', '') = k.key
                 and j.task = any(p_tasks)
             order by j.seq
-            limit (v_left - 1) / cardinality(v_keys) + 1
+            limit (v_left - 1) / greatest(cardinality(v_keys), 1) + 1
         ) w
         order by w.n, k.n
         limit v_left;
@@ -755,9 +756,9 @@ begin
         group by c.priority
     ), noted as (
         insert into pgtasks.turn as t (queue, priority, last_key, others_next)
-        select p_queue, l.priority, coalesce(l.key, ''), l.others_next from last l order by l.priority
+        select p_queue, l.priority, l.key, l.others_next from last l order by l.priority
         on conflict (queue, priority) do update
-        set last_key = coalesce(nullif(excluded.last_key, ''), t.last_key), others_next = excluded.others_next
+        set last_key = coalesce(excluded.last_key, t.last_key), others_next = excluded.others_next
     )
     select coalesce(array_agg(c.id), '{}') into v_ids from chosen c where c.key is not null;
 
@@ -976,7 +977,7 @@ begin
         v_taken := '{}';
         perform pgtasks.admit(v_open, '{}');
     end if;
-    v_free := v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit);
+    v_free := array(select distinct f from unnest(v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit)) f);
 
     for v_round in 1 .. 3 loop
         -- One claim of a queue after the other: who comes meanwhile takes none.

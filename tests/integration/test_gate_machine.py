@@ -120,6 +120,11 @@ class GateMachine(RuleBasedStateMachine):
         worker = self.workers[which % len(self.workers)]
         held = worker.claim(queue, limit=limit, tasks=TASKS)
         assert len(held) <= limit
+        listed = self.connection.execute(
+            "select i::text from pgtasks.claim c, unnest(c.job_ids) i where c.token = any(%s) order by i",
+            [[one.token for one in held[:1]]],
+        ).fetchall()
+        assert listed == [(id,) for id in sorted(one.id for one in held)]
         if held and lost and self.undone is None:
             worker.lose_reply(held)
             worker.release_lost()

@@ -1,5 +1,6 @@
 """Limits, rates and turns in the database: who is let through, who waits, and who tells whom."""
 
+import itertools
 import json
 import threading
 from collections import Counter
@@ -450,6 +451,27 @@ def test_others_of_the_queue_come_one_for_one(app, connection, worker, fair):
         assert abs(tenants(held).count("a") - each) <= 0.5
 
     assert worker.execute("look", queues=["default"], tasks=["t"], hot=[])[0][1]
+
+
+def test_turns_of_tasks_that_are_not_asked_for_are_left_alone(app, connection, worker, fair):
+    publish(connection, fair=["t"], free=["plain"])
+    fair.delay("a")
+    add(connection, 1, task="plain")
+
+    assert tenants(worker.claim(limit=5, tasks=["plain"])) == ["plain"]
+    assert worker.claim(limit=5, tasks=["plain"]) == []
+    assert tenants(worker.claim(limit=5, tasks=["t"])) == ["a"]
+
+
+def test_jobs_without_a_key_take_turns_as_one_more_key(app, connection, worker, fair):
+    publish(connection, fair=["t"])
+    app.enqueue_many([fair.s("a") for _ in range(3)])
+    add(connection, 3)  # plain SQL
+
+    seen = [tenants(worker.claim(limit=1, tasks=["t"]))[0] for _ in range(6)]
+
+    assert Counter(seen) == {"a": 3, "": 3}
+    assert all(one != next for one, next in itertools.pairwise(seen[1:]))
 
 
 def test_a_turn_and_a_limit_together(app, connection, worker):
