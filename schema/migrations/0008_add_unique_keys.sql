@@ -49,12 +49,15 @@ $$;
 --
 -- In two steps, each in the order of the keys. Where a key that was held is gone before the second look, all is undone and
 -- begun again: to take it now would be out of order. How often follows from what others commit meanwhile.
+--
+-- With generic plans: to make one for each list takes longer than to take a key.
 create function pgtasks.take_keys(
     p_queue text[], p_key text[], p_id uuid[], p_seconds double precision[], p_release text[]
 ) returns table (id text, holder text)
 language plpgsql
 security definer
 set search_path = pgtasks, pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
