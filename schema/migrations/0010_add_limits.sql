@@ -60,12 +60,14 @@ create index job_limited on pgtasks.job ((options ->> 'limit_key'), priority des
     where state = 'parked' and reason = 'limit';
 create index job_rated on pgtasks.job ((options ->> 'rate_key'), priority desc, seq)
     where state = 'parked' and reason = 'rate';
-create index job_rated_queue on pgtasks.job (queue, seq) where state = 'parked' and reason = 'rate';
+-- `seq > 0` holds for each job: who asks by a key does not say it, and so no plan, whatever it knows of the table, takes this
+-- index for that and goes through all of it. Likewise below.
+create index job_rated_queue on pgtasks.job (queue, seq) where state = 'parked' and reason = 'rate' and seq > 0;
 create index job_turn on pgtasks.job (queue, priority desc, (coalesce(options ->> 'fair_key', '')), seq)
     where state = 'parked' and reason = 'turn';
 -- A claim changes neither of these columns: it is a HOT update here, too.
 create index job_holding on pgtasks.job ((options ->> 'limit_key'), seq) where state = 'ready' and admitted = seq;
-create index job_admitted on pgtasks.job (queue, priority desc, seq) where state = 'ready' and admitted = seq;
+create index job_admitted on pgtasks.job (queue, priority desc, seq) where state = 'ready' and admitted = seq and seq > 0;
 
 -- Each reason has its own: where a hundred thousand wait for a limit, others are found without them, and no plan, made
 -- when the table was empty, goes through all that is parked.
@@ -866,6 +868,7 @@ begin
         where j.queue = p_queue
             and j.state = 'ready'
             and j.admitted = j.seq
+            and j.seq > 0
             and j.token is null
             and j.task = any(p_tasks)
         order by j.priority desc, j.seq
@@ -1058,7 +1061,7 @@ as $$
 begin
     -- In the order of its own index, which it is forced to by that.
     perform from pgtasks.job j
-    where j.queue = p_queue and j.state = 'parked' and j.reason = 'rate'
+    where j.queue = p_queue and j.state = 'parked' and j.reason = 'rate' and j.seq > 0
     order by j.seq
     limit 1;
     if not found then
@@ -1166,7 +1169,7 @@ begin
         limit p_limit
     );
 
-    if exists (select from pgtasks.job j where j.state = 'ready' and j.admitted = j.seq) then
+    if exists (select from pgtasks.job j where j.state = 'ready' and j.admitted = j.seq and j.seq > 0) then
         v_served := pgtasks.served_queues();
         update pgtasks.job j
         set state = 'parked', reason = 'limit', admitted = null
@@ -1175,6 +1178,7 @@ begin
             from pgtasks.job h
             where h.state = 'ready'
                 and h.admitted = h.seq
+                and h.seq > 0
                 and h.token is null
                 and h.options ? 'limit_key'
                 and not h.queue = any(v_served)
