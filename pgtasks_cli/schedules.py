@@ -167,9 +167,9 @@ def show(session: Session, name: str) -> None:
                 "undeclared": "if a worker had it in its code",
             }
             output.heading(session, f"next runs {would.get(one.state, '')}".rstrip())
-            zone = zone_of(one.timezone)
-            rows = [[local(tick.astimezone(zone)), local(tick.astimezone(UTC))] for tick in ticks]
-            output.table(session, [one.timezone, "UTC"], rows)
+            zones = {one.timezone: zone_of(one.timezone), "UTC": UTC}
+            rows = [[local(tick.astimezone(zone)) for zone in zones.values()] for tick in ticks]
+            output.table(session, list(zones), rows)
 
     output.show(session, {**document(one), "next_runs": [tick.isoformat() for tick in ticks]}, text)
 
