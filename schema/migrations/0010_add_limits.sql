@@ -219,7 +219,9 @@ $$;
 -- Whether somebody waits for a limit, or for a rate. Said so (and not as `exists`), it is one descent in the index for
 -- each key, never a table of all who wait.
 create function pgtasks.waits_for(p_limit_key text, p_rate_key text) returns boolean
-language plpgsql as $$
+language plpgsql
+set enable_sort = off   -- the callers' may be on
+as $$
 begin
     if p_limit_key is not null then
         perform from pgtasks.job j
