@@ -511,7 +511,7 @@ set enable_bitmapscan = off
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_nestloop = on
-set enable_sort = on
+set enable_sort = off   -- so that the order leads to the index
 set jit = off
 as $$
 declare
@@ -1102,7 +1102,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_mergejoin = off
 set enable_hashjoin = off
-set enable_sort = on
+set enable_sort = off   -- so that the order leads to the index
 set jit = off
 as $$
 declare
