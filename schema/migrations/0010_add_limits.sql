@@ -516,7 +516,7 @@ set enable_bitmapscan = off
 set enable_mergejoin = off
 set enable_hashjoin = off
 set enable_nestloop = on
-set enable_sort = on
+set enable_sort = off   -- so that the order leads to the index
 set jit = off
 as $$
 declare
@@ -1108,7 +1108,7 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_mergejoin = off
 set enable_hashjoin = off
-set enable_sort = on
+set enable_sort = off   -- so that the order leads to the index
 set jit = off
 as $$
 declare
