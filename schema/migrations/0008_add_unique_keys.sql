@@ -103,7 +103,8 @@ begin
                     release = v_wanted.release
                 where k.queue = v_wanted.queue
                     and k.key = v_wanted.key
-                    and not k.job_id = any(p_id)   -- whose job is not there yet
+                    -- Nor of another of this call, whose job is not there yet.
+                    and k.job_id <> all(array_remove(p_id, v_wanted.id))
                     and (
                         k.until <= now()
                         -- By the id alone: its job may be in another queue now.

@@ -982,7 +982,10 @@ begin
         v_taken := '{}';
         perform pgtasks.admit(v_open, '{}');
     end if;
-    v_free := array(select distinct f from unnest(v_free || pgtasks.lock_admitted(p_queue, p_tasks, p_limit)) f);
+    v_chosen := pgtasks.lock_admitted(p_queue, p_tasks, p_limit);
+    if cardinality(v_chosen) > 0 then
+        v_free := array(select distinct f from unnest(v_free || v_chosen) f);
+    end if;
 
     for v_round in 1 .. 3 loop
         -- One claim of a queue after the other: who comes meanwhile takes none.

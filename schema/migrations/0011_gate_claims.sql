@@ -9,7 +9,8 @@
 --
 -- The ids are collected first and updated by `= any(array)`: a locking subquery that is joined may
 -- be run again by a nested loop, and then claims more than its limit. The settings keep the planner
--- on the claim index and the primary key, also for a generic plan on a table never analysed.
+-- on the claim index and the primary key, also for a generic plan on a table never analysed. An aggregate above the
+-- locking subquery runs it once.
 create or replace function pgtasks.claim_jobs(
     p_queue text,
     p_tasks text[],
@@ -41,6 +42,10 @@ declare
     v_ids uuid[] := '{}';
     v_more uuid[];
     v_range integer;
+    -- Tasks whose jobs must pass something, and whether there is one among those that were found.
+    v_tasks text[] := array(select g.task from pgtasks.task_gate g where g.task = any(p_tasks));
+    v_found boolean;
+    v_bound boolean := false;
     v_admitted uuid[];
     v_gated boolean := exists (select from pgtasks.queue q where q.name = p_queue);
 begin
@@ -53,8 +58,10 @@ begin
 
     for v_range in 1 .. cardinality(p_high) loop
         if p_after[v_range] is not null then
-            v_more := array(
-                select j.id
+            select coalesce(array_agg(f.id), '{}'), bool_or(f.task = any(v_tasks))
+            into v_more, v_found
+            from (
+                select j.id, j.task
                 from pgtasks.job j
                 where j.queue = p_queue
                     and j.state = 'ready'
@@ -65,10 +72,12 @@ begin
                 order by j.priority desc, j.seq
                 limit p_limit - cardinality(v_ids)
                 for update skip locked
-            );
+            ) f;
         else
-            v_more := array(
-                select j.id
+            select coalesce(array_agg(f.id), '{}'), bool_or(f.task = any(v_tasks))
+            into v_more, v_found
+            from (
+                select j.id, j.task
                 from pgtasks.job j
                 where j.queue = p_queue
                     and j.state = 'ready'
@@ -79,13 +88,21 @@ begin
                 order by j.priority desc, j.seq
                 limit p_limit - cardinality(v_ids)
                 for update skip locked
-            );
+            ) f;
         end if;
         v_ids := v_ids || v_more;
+        v_bound := v_bound or coalesce(v_found, false);
         exit when cardinality(v_ids) >= p_limit;
     end loop;
 
-    if exists (select from pgtasks.task_gate g where g.task = any(p_tasks))
+    if not v_bound and cardinality(v_tasks) > 0 then   -- who is admitted may stand before all that were found
+        perform from pgtasks.job j
+        where j.queue = p_queue and j.state = 'ready' and j.admitted = j.seq and j.seq > 0 and j.token is null
+        order by j.priority desc
+        limit 1;
+        v_bound := found;
+    end if;
+    if v_bound
         or (
             select true
             from pgtasks.job j

@@ -164,7 +164,10 @@ def test_every_statement_of_a_worker_is_allowed_to_its_role(dsns: Dsns):
         "lock_unblocked", "cancel_waiting", "request_cancel", "count_down", "count_up", "delete_finished",
         "delete_history", "reset_finished", "get_blocked", "lock_bundles", "get_finished_members", "get_live_members",
         "delete_bundles", "list_waiting_ids", "retry_failed", "add_schedule", "edit_schedule", "pause_schedules",
-        "resume_schedules", "run_schedule", "remove_schedules",
+        "resume_schedules", "run_schedule", "remove_schedules", "reschedule_job", "move_jobs",
+        "pause_queue", "resume_queue", "limit_queue", "reset_limits", "pause_task", "resume_task",
+        # An inspector's
+        "show_gates",
     }  # fmt: skip
 
 
