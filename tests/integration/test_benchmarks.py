@@ -66,6 +66,7 @@ MAY_BE_ABSENT |= {"schedules.server_cpu", "schedules.cpu"}
 MAY_BE_ABSENT |= {"enqueue.copy_from"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_each_benchmark_reports_its_figures_and_drops_its_database(name, server_dsn, tmp_path):
     report_file = tmp_path / "report.json"

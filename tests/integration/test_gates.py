@@ -500,7 +500,7 @@ def test_retries_and_what_was_scheduled_take_their_turns_again(app, connection, 
 
     worker.execute("promote_jobs", queue="default", limit=10)
 
-    assert tenants(worker.claim(tasks=["t"])) == ["a", "b"]
+    assert sorted(tenants(worker.claim(tasks=["t"]))) == ["a", "b"]
 
 
 # Keys travel with jobs, by every way in
