@@ -16,7 +16,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgtasks.codec import decode, encode
@@ -339,7 +339,11 @@ annotated_values: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("hint", "values"), annotated_values, ids=lambda x: str(x)[:60])
-@settings(max_examples=25)  # times as many types
+@settings(
+    max_examples=25,  # times as many types
+    # Time zones without some moments are thrown away; how many is chance.
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_every_annotated_type_comes_back_equal(hint: Any, values: Any, data: st.DataObject):
     value = data.draw(values)
