@@ -22,6 +22,7 @@ import atexit
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -248,9 +249,13 @@ class EmbeddedServer:
 
 
 def _detach_all() -> None:
-    for server in list(_attached):
-        if server._pid == os.getpid():  # a forked child that exits must not stop its parent's
-            server.detach()
+    # A forked child that exits must not stop its parent's.
+    ours = [server for server in _attached if server._pid == os.getpid()]
+    if ours and threading.current_thread() is threading.main_thread():
+        # The process ends already: another Ctrl-C would leave the server up, and a traceback of it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for server in ours:
+        server.detach()
 
 
 atexit.register(_detach_all)

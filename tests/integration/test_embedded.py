@@ -279,6 +279,30 @@ def test_last_user_stops_the_server(home):
         assert postmasters(home) == []
 
 
+def test_an_interrupt_while_the_last_user_stops_the_server_leaves_it_neither_up_nor_a_traceback(
+    home,
+):
+    code = """
+import os, signal, sys
+from pgtasks.db import embedded
+from pgtasks.db.cluster import Cluster
+signal.signal(signal.SIGINT, signal.default_int_handler)
+stop = Cluster.stop
+def interrupted(cluster):
+    os.kill(os.getpid(), signal.SIGINT)
+    stop(cluster)
+Cluster.stop = interrupted
+print(embedded.attach(sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+    with User(dsn_for(home), code=code) as last:
+        assert answers(last.dsn)
+        _, errors = last.end()
+
+    assert errors == ""
+    assert postmasters(home) == []
+
+
 def test_server_of_a_killed_user_is_adopted_and_stopped_by_the_next(home):
     with User(dsn_for(home)) as killed:
         dsn = killed.dsn
