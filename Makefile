@@ -5,6 +5,9 @@ STAMP := .venv/.installed
 PYTHONS := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
 BENCHMARKS := canvas claim drain enqueue flow latency schedules startup unique
 
+# Tests start hundreds of programs: without byte code on disk each compiles all of pgtasks first, 0.6 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test chaos chaos-long lint types layers bench coverage check
 
