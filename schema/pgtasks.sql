@@ -25,4 +25,6 @@ insert into pgtasks.migrations (version, name, min_code_version) values (10, 'ad
 insert into pgtasks.migrations (version, name, min_code_version) values (11, 'gate_claims', 1);
 \ir migrations/0012_add_schedules.sql
 insert into pgtasks.migrations (version, name, min_code_version) values (12, 'add_schedules', 1);
+\ir migrations/0013_narrow_finishes.sql
+insert into pgtasks.migrations (version, name, min_code_version) values (13, 'narrow_finishes', 1);
 commit;

@@ -105,7 +105,7 @@ begin
                 ]),
                 ('pgtasks_worker', array[
                     'register_worker', 'publish_tasks', 'publish_queues', 'publish_gates', 'sweep_gates', 'beat', 'set_idle', 'deregister_worker', 'rescue_worker',
-                    'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'release_jobs', 'lock_held',
+                    'claim_jobs', 'ready_priorities', 'look', 'promote_jobs', 'finish_jobs', 'finish_succeeded', 'release_jobs', 'lock_held',
                     'record_progress', 'forget_progress', 'forget_keys',
                     'delete_claims',
                     'release_lost_claims', 'release_orphaned_claims', 'park_unknown', 'unpark_known',

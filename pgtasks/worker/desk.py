@@ -195,28 +195,27 @@ class Desk:
 
     def _finish(self, batch: msg.Batch, now: float) -> None:
         ended = batch.ended
-        keep = [
-            "f" if one.kind == "succeeded" and one.held.row.task in self._unkept else "t"
-            for one in ended
-        ]
         parameters = {
-            "queue": text_array(one.held.row.queue for one in ended),
             "id": plain_array(one.held.row.id for one in ended),
             "token": plain_array(one.held.token for one in ended),
-            "outcome": plain_array(one.kind for one in ended),
             "result": text_array(one.result for one in ended),
-            "error": text_array(None if one.error is None else _json(one.error) for one in ended),
-            "delay": plain_array("NULL" if one.delay is None else repr(one.delay) for one in ended),
             "age": plain_array(
                 "NULL" if one.started is None else repr(now - one.started) for one in ended
             ),
-            "keep": plain_array(keep),
             "claims": plain_array(batch.claims),
         }
+        plain = self._plain(ended)
+        if plain is not None:
+            queue, keep = plain
+            call: Call = ("finish_succeeded", {**parameters, "queue": queue, "keep": keep})
+        else:
+            call = ("finish_jobs", {**parameters, **self._outcomes(ended)})
 
         def done(reply: Reply) -> None:
             if isinstance(reply, list):
                 ids = frozenset(row[0] for row in reply)
+                if plain is not None:  # which were refused, and not which were written
+                    ids = frozenset(one.held.row.id for one in ended).difference(ids)
                 self._tell(msg.Written(batch, ids))
                 silent = {kind for kind, name in EVENTS.items() if not events.wanted(name)}
                 for one in ended:
@@ -229,7 +228,37 @@ class Desk:
             else:
                 self._tell(msg.Unwritten(batch, "lost", reply.message))
 
-        self._link.submit([("finish_jobs", parameters)], done, now)
+        self._link.submit([call], done, now)
+
+    def _plain(self, ended: Sequence[msg.Ended]) -> tuple[str, bool] | None:
+        """Return the queue of a batch that is nothing but successes of plain jobs, and whether it keeps them."""
+        queue, task = ended[0].held.row.queue, ended[0].held.row.task
+        keep = task not in self._unkept
+        for one in ended:
+            row = one.held.row
+            if (
+                one.kind != "succeeded"
+                or row.queue != queue
+                or row.bundle_id is not None
+                or row.options is not None
+                or (row.task != task and (row.task not in self._unkept) is not keep)
+            ):
+                return None
+        return queue, keep
+
+    def _outcomes(self, ended: Sequence[msg.Ended]) -> dict[str, bytes]:
+        """Return the parameters of finish_jobs that a batch of plain successes does not need."""
+        keep = (
+            "f" if one.kind == "succeeded" and one.held.row.task in self._unkept else "t"
+            for one in ended
+        )
+        return {
+            "queue": text_array(one.held.row.queue for one in ended),
+            "outcome": plain_array(one.kind for one in ended),
+            "error": text_array(None if one.error is None else _json(one.error) for one in ended),
+            "delay": plain_array("NULL" if one.delay is None else repr(one.delay) for one in ended),
+            "keep": plain_array(keep),
+        }
 
     def _release(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pgtasks.db.statements import sql_of
-from pgtasks.worker.link import plain_array, text_array
+from pgtasks.worker.link import plain_array
 from pgtasks_cli.benchmarking.figures import Figure, median
 from pgtasks_cli.benchmarking.fill import fill
 from pgtasks_cli.benchmarking.meters import read_counters
@@ -92,20 +92,16 @@ def finish(cursor: psycopg.Cursor[Any], rows: list[tuple[Any, ...]], token: str)
     ids = sorted(row[0] for row in rows)
     count = len(ids)
     arrays = {
-        "queue": text_array(["default"] * count),
         "id": plain_array(ids),
         "token": plain_array([token] * count),
-        "outcome": plain_array(["succeeded"] * count),
         "result": plain_array(["NULL"] * count),
-        "error": plain_array(["NULL"] * count),
-        "delay": plain_array(["NULL"] * count),
         "age": plain_array(["0.001"] * count),
-        "keep": plain_array(["t"] * count),
         "claims": plain_array([token]),
     }
     cursor.execute(
-        sql_of("finish_jobs"),
-        {name: array.decode() for name, array in arrays.items()},
+        sql_of("finish_succeeded"),
+        {"queue": "default", "keep": True}
+        | {name: array.decode() for name, array in arrays.items()},
         prepare=True,
     )
-    return len(cursor.fetchall())
+    return count - len(cursor.fetchall())

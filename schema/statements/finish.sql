@@ -5,6 +5,13 @@ select pgtasks.finish_jobs(
     %(error)s::jsonb[], %(delay)s::float8[], %(age)s::float8[], %(keep)s::boolean[], %(claims)s::uuid[]
 )
 
+-- name: finish_succeeded
+-- Writes successes of plain jobs of one queue back, like finish_jobs; returns the ids that no longer carried their token.
+select pgtasks.finish_succeeded(
+    %(queue)s::text, %(id)s::uuid[], %(token)s::uuid[], %(result)s::text[], %(age)s::float8[], %(keep)s::boolean,
+    %(claims)s::uuid[]
+)
+
 -- name: release_jobs
 -- Gives claimed jobs of one queue back unrun: the attempt does not count, their place in line stays.
 select pgtasks.release_jobs(%(queue)s, %(id)s::uuid[], %(token)s::uuid[], '{}')

@@ -285,7 +285,7 @@ def test_finish_whose_reply_is_lost_is_written_once(
     result = sample_app.step.delay(runs.path, str(gate))
     wait_until_begun(runs, result.id)
 
-    with proxy.lose_reply(b"finish_jobs", "work") as trap:
+    with proxy.lose_reply(b"finish_succeeded", "work") as trap:
         gate.open()
         assert trap.lost.wait(10)
         assert result.job().state is JobState.SUCCEEDED  # it was committed

@@ -56,6 +56,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "look": WORKER,
     "promote_jobs": WORKER,
     "finish_jobs": WORKER,
+    "finish_succeeded": WORKER,
     "release_jobs": WORKER,
     "lock_held": WORKER,
     "delete_claims": WORKER,
