@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 # From how many jobs on COPY is used instead of one insert from arrays; see benchmarks/enqueue.py.
 COPY_FROM = 10
 
+# So many rows are sent at a time, so that the server reads some while the next are made.
+COPY_PIECE = 500
+
 # How many rows one statement deletes or resets at most, so that no transaction grows large.
 BATCH = 1000
 
@@ -281,11 +284,16 @@ def _write_jobs(jobs: Sequence[NewJob], bundles: Sequence[NewBundle]) -> Steps[N
         now = (yield Statement(name="current_time", read=_only_value)) if relative else EPOCH
         yield from _place_unknown(jobs)
         if any(job.takes_turns() for job in jobs):
-            yield Copy(name="copy_turns", data=copy_lines(jobs, now, waiting=True, turns=True))
+            name, also = "copy_turns", {"waiting": True, "turns": True}
         elif any(job.waits() for job in jobs):
-            yield Copy(name="copy_graph", data=copy_lines(jobs, now, waiting=True))
+            name, also = "copy_graph", {"waiting": True}
         else:
-            yield Copy(name="copy_jobs", data=copy_lines(jobs, now))
+            name, also = "copy_jobs", {}
+        pieces = (
+            copy_lines(jobs[first : first + COPY_PIECE], now, **also)
+            for first in range(0, len(jobs), COPY_PIECE)
+        )
+        yield Copy(name=name, pieces=pieces)
     elif jobs:
         columns = {name: [getattr(job, name) for job in jobs] for name in NEW_JOB_FIELDS}
         yield Statement(name="enqueue_jobs", parameters=columns, read=no_rows)

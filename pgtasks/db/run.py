@@ -80,7 +80,8 @@ def run(connection: psycopg.Connection[Any], operation: Operation[T]) -> T:
                         return cast("T", stop.value)
                     if isinstance(step, Copy):
                         with cursor.copy(step.sql) as copy:
-                            copy.write(step.data)
+                            for piece in step.pieces:
+                                copy.write(piece)
                         reply = None
                     else:
                         reply = _execute(cursor, step)
@@ -109,7 +110,8 @@ async def arun(connection: psycopg.AsyncConnection[Any], operation: Operation[T]
                         return cast("T", stop.value)
                     if isinstance(step, Copy):
                         async with cursor.copy(step.sql) as copy:
-                            await copy.write(step.data)
+                            for piece in step.pieces:
+                                await copy.write(piece)
                         reply = None
                     else:
                         reply = await _aexecute(cursor, step)

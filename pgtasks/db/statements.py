@@ -6,7 +6,7 @@ A section of a file begins with ``-- name: claim_jobs``. Parameters are written 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from importlib.resources import files
@@ -43,7 +43,8 @@ class Copy:
     """Rows to stream into the database by a COPY statement, already in COPY's text format."""
 
     name: str
-    data: str  # text, since the connection knows its own encoding
+    # Text, since the connection knows its own encoding; the server takes a piece while the next is made.
+    pieces: Iterable[str]
 
     @property
     def sql(self) -> str:
